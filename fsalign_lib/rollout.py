@@ -1,0 +1,121 @@
+r"""Trajectories of a model under a kernel, and the log-probs of their transitions.
+
+A model is anything with `predict_x0(x_t, t, cond)`, t an int or a LongTensor (B,); `cond` is a tensor, batch first.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsalign_lib.kernels import Kernel, Reduction
+
+
+@dataclass
+class Trajectory:
+    """A batch of trajectories of N steps, detached; states are in the kernel's coordinates.
+
+    states[:, n] is the state before step n and states[:, n + 1] the one after; x0_hat[:, n] is what the network
+    predicted at step n; log_prob[:, n] that of the transition, 0 at a deterministic step.
+    """
+
+    states: Tensor  # (B, N+1, ...)
+    x0_hat: Tensor  # (B, N, ...)
+    log_prob: Tensor  # (B, N) float32
+
+    @property
+    def final(self) -> Tensor:
+        """The samples.  # (B, ...)"""
+        return self.states[:, -1]
+
+
+def seeded_noise(run_seed: int, step: int, prompt_ids: Sequence[int] | Tensor, shape: tuple[int, ...], count: int):
+    """Standard normal noise that depends on (run, step, prompt) alone: not on who else is in the batch, how the batch
+    is split, or how many processes share it.
+
+    Args:
+        step: the training step or round; use a value of its own (such as -1) for evaluation.
+        prompt_ids: B integers that name the prompts; equal ids get equal noise, so number repeated prompts apart.
+        shape: of one sample.
+        count: how many draws each prompt gets: N + 1 for one trajectory of N steps, 2 (N + 1) for a pair.
+
+    Returns:
+        float32 on the CPU (so that every device sees the same values).  # (B, count, *shape)
+    """
+    draws = []
+    for prompt_id in prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else prompt_ids:
+        # A hash, because seeds made by adding the three would collide: (run 0, step 1) with (run 1, step 0).
+        digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        draws.append(torch.randn(count, *shape, generator=generator))
+    return torch.stack(draws) if draws else torch.empty(0, count, *shape)
+
+
+@torch.no_grad()
+def rollout(model, kernel: Kernel, cond: Tensor, noise: Tensor, reduction: Reduction = "mean") -> Trajectory:
+    """Sample one trajectory for each row of `cond`, with one network call a step.
+
+    Args:
+        noise: noise[:, 0] starts the trajectory and noise[:, 1 + n] is drawn on at step n; N + 1 draws, of which a
+            deterministic step leaves its own unused.  # (B, N+1, ...)
+        reduction: of the log-prob over the dimensions of a state.
+
+    Raises:
+        ValueError: noise and cond differ in batch size, or there are fewer than N + 1 draws.
+    """
+    N = kernel.num_steps
+    if len(noise) != len(cond):
+        raise ValueError(f"noise has batch size {len(noise)} and cond {len(cond)}: they must agree")
+    if noise.ndim < 3 or noise.shape[1] < N + 1:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}: expected (B, {N + 1}, ...), N + 1 draws for N steps")
+    x = kernel.initial(noise[:, 0])
+    states, x0_hats = [x], []
+    log_prob = torch.zeros(len(noise), N, device=noise.device)
+    for n in range(N):
+        x0_hat = model.predict_x0(kernel.model_input(x, n), int(kernel.timesteps[n]), cond)
+        x_next = kernel.sample(x, x0_hat, n, noise[:, 1 + n])
+        if n in kernel.stochastic_steps:
+            log_prob[:, n] = kernel.log_prob(x_next, x, x0_hat, n, reduction)
+        x = x_next
+        states.append(x)
+        x0_hats.append(x0_hat)
+    return Trajectory(torch.stack(states, 1), torch.stack(x0_hats, 1), log_prob)
+
+
+def step_log_probs(
+    model, kernel: Kernel, trajectory: Trajectory, cond: Tensor, steps: Sequence[int], reduction: Reduction = "mean"
+) -> Tensor:
+    r"""$\log p_\theta(x_{n+1} | x_n, c)$ of recorded transitions under the model as it is now, with its gradient.
+
+    All given steps go through the network in one call: they are folded into the batch, sample-major, each with its
+    own time. Call it under `model.reference()` and `torch.no_grad()` for the reference's log-probs.
+
+    Args:
+        steps: S step indices, each stochastic, in the order wanted.
+
+    Returns:
+        float32; before any update it equals `trajectory.log_prob[:, steps]`.  # (B, S)
+
+    Raises:
+        ValueError: no steps, a step that the kernel lacks or that is deterministic, or a batch that does not match.
+    """
+    steps = list(steps)
+    B, S = len(trajectory.states), len(steps)
+    unknown = [n for n in steps if n not in kernel.stochastic_steps]
+    if unknown or not steps:
+        raise ValueError(f"steps = {steps}: expected some of the kernel's stochastic steps {kernel.stochastic_steps}")
+    if len(cond) != B:
+        raise ValueError(f"cond has batch size {len(cond)} and the trajectory {B}: they must agree")
+    if trajectory.states.shape[1] != kernel.num_steps + 1:
+        raise ValueError(
+            f"the trajectory has {trajectory.states.shape[1] - 1} steps and the kernel {kernel.num_steps}: "
+            "use the kernel that sampled it"
+        )
+    x = trajectory.states[:, steps].flatten(0, 1)  # (B*S, ...)
+    x_next = trajectory.states[:, [n + 1 for n in steps]].flatten(0, 1)
+    n = torch.tensor(steps).repeat(B)  # (B*S,)
+    t = kernel.timesteps[n].to(x.device)
+    x0_hat = model.predict_x0(kernel.model_input(x, n), t, cond.repeat_interleave(S, dim=0))
+    return kernel.log_prob(x_next, x, x0_hat, n, reduction).view(B, S)
