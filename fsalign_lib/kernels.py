@@ -149,18 +149,19 @@ class Kernel(ABC):
         Raises:
             ValueError: step n is deterministic.
         """
-        if not min(self._stds_at(n)) > 0:
+        self._require_density(n)
+        x_next, x, x0_hat = at_least_float32(x_next), at_least_float32(x), at_least_float32(x0_hat)
+        z = (x_next - self.mean(x, x0_hat, n)) / self._at(self.stds, n, x)
+        log_std = self._at(self.stds.log(), n, x)
+        return reduce_dims(-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi), reduction)
+
+    def _require_density(self, n: int | Tensor) -> None:
+        steps = n.tolist() if isinstance(n, Tensor) else [n]
+        if any(self.std(m) == 0 for m in set(steps)):
             raise ValueError(
-                f"step {n if isinstance(n, int) else n.tolist()} has std 0, so no density: "
+                f"n = {n if isinstance(n, int) else steps} has a deterministic step, so no density: "
                 f"use the kernel's stochastic_steps {self.stochastic_steps}"
             )
-        x_next, x, x0_hat = at_least_float32(x_next), at_least_float32(x), at_least_float32(x0_hat)
-        std = torch.as_tensor(self._at(self.stds, n, x), dtype=x.dtype, device=x.device)
-        z = (x_next - self.mean(x, x0_hat, n)) / std
-        return reduce_dims(-0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi), reduction)
-
-    def _stds_at(self, n: int | Tensor) -> list[float]:
-        return self.std(n).tolist() if isinstance(n, Tensor) else [self.std(n)]
 
     def kl(
         self, x: Tensor, x0_hat_p: Tensor, x0_hat_q: Tensor, n: int | Tensor, reduction: Reduction = "mean"
@@ -176,8 +177,7 @@ class Kernel(ABC):
         Raises:
             ValueError: step n is deterministic.
         """
-        if not min(self._stds_at(n)) > 0:
-            raise ValueError(f"step {n} has std 0, so no KL: use the kernel's stochastic_steps {self.stochastic_steps}")
+        self._require_density(n)
         difference = at_least_float32(x0_hat_p) - at_least_float32(x0_hat_q)
         z = self._at(self.x0_weight / self.stds, n, difference) * difference
         return reduce_dims(0.5 * z**2, reduction)

@@ -11,6 +11,7 @@ In variance-exploding (VE) coordinates the same sample is $x_t / \sqrt{\bar\alph
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,11 +157,13 @@ def renoise_timesteps(num_steps: int) -> Tensor:
 def trailing_timesteps(num_steps: int) -> Tensor:
     """The "trailing" grid of diffusers (Turbo: 999, 749, 499, 249; DDIM with 50 steps: 999, 979, ..., 19).  # (N,)
 
-    It equals `renoise_timesteps` for an N that divides 1000, and rounds to the nearest (halves to even) for others.
+    It equals `renoise_timesteps` for an N that divides 1000, and rounds to the nearest for others.
     """
     T = NUM_TRAIN_TIMESTEPS
     _check_num_steps(num_steps, T, "the training timesteps")
-    return torch.tensor([round(T - i * T / num_steps) - 1 for i in range(num_steps)])
+    # np.arange and not k * T / N: its rounding errors decide the halves (N = 48), and the aim is diffusers' grid. For
+    # some N (61 is the first) they also add a time -1 at the end, which is cut.
+    return torch.from_numpy(np.arange(T, 0, -T / num_steps).round()[:num_steps].astype(np.int64) - 1)
 
 
 def lcm_timesteps(num_steps: int, origin_steps: int = 50) -> Tensor:
