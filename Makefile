@@ -1,0 +1,61 @@
+# Needs Python >= 3.11, make and git. The first target that is called makes a virtual environment in .venv and installs
+# the project there at the versions of constraints.txt; afterwards that takes no time.
+#   make demo                align the shipped few-step model on the CPU and show before | after
+#   make test                format, lint, unit tests, and every notebook re-run and compared with what is committed
+#   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
+#   make format              let ruff format and fix
+#   make image-reward        the package that is never resolved by pip; CONTRIBUTING.md says why
+#   make clean               remove .venv and the caches (not build/ and runs/: they hold hours of training)
+# ARGS="..." is passed on to the demo, or to pytest: make test ARGS="-k kernels"
+# A CPU-only torch on Linux: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+
+PYTHON ?= python3.11 python3 python
+VENV ?= .venv
+ARGS ?=
+python := $(VENV)/bin/python
+installed := $(VENV)/.fsalign-installed
+notebooks := $(sort $(wildcard notebooks/*.ipynb))
+
+.PHONY: demo test lint format notebooks image-reward clean
+.DELETE_ON_ERROR:
+
+demo: $(installed)
+	$(python) reproduce/demo.py $(ARGS)
+
+test: lint
+	$(python) -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=120 \
+	  --nbval-sanitize-with=tests/nbval.cfg $(ARGS)
+
+lint: $(installed)
+	$(python) -m ruff format --check .
+	$(python) -m ruff check .
+
+format: $(installed)
+	$(python) -m ruff format .
+	$(python) -m ruff check --fix .
+
+notebooks: $(installed)
+	@for notebook in $(notebooks); do \
+	  $(python) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	    --ExecutePreprocessor.timeout=120 "$$notebook" || exit 1; \
+	done
+
+image-reward: $(installed)
+	$(python) -m pip install --no-deps -c constraints.txt image-reward
+
+# The first of PYTHON that is new enough and can make environments (Debian packages venv apart from Python).
+$(installed): pyproject.toml constraints.txt
+	@for candidate in $(PYTHON); do \
+	  if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    exec "$$candidate" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "none of '$(PYTHON)' is Python >= 3.11 with venv: install one (Debian: apt install python3.11-venv)," \
+	  "or name one: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+	$(python) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[notebooks,test,tensorboard]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

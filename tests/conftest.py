@@ -1,0 +1,10 @@
+"""What holds for every test: nothing is fetched from a hub, and no window opens."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported: it has to stand here
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import matplotlib  # noqa: E402
+
+matplotlib.use("Agg")  # in this process only: MPLBACKEND would reach the notebooks' kernels and take their figures away

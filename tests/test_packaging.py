@@ -1,0 +1,253 @@
+"""The files that install the project agree, and say what they must."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+DEMANDED = {
+    *("torch", "diffusers", "transformers", "peft", "accelerate"),
+    *("jupyterlab", "nbval", "matplotlib", "ipywidgets", "image-reward"),
+}
+GPU_ONLY = ("nvidia-", "cuda-", "triton")  # what a GPU build of torch brings along, at versions that torch itself pins
+PIN = re.compile(r"([A-Za-z0-9][\w.-]*)==(\d[\w.]*)")
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def project() -> dict:
+    return tomllib.loads(read("pyproject.toml"))["project"]
+
+
+def requirements() -> dict[str, Requirement]:
+    """Everything that pyproject.toml names, by canonical name: the dependencies and all extras."""
+    lines = project()["dependencies"] + [
+        line for group in project()["optional-dependencies"].values() for line in group
+    ]
+    return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
+
+
+def constraint_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def malformed_constraints(text: str) -> list[str]:
+    """Lines that are not a plain `name==version`: options, addresses, folders, markers, +local versions."""
+    return [line for line in constraint_lines(text) if not PIN.fullmatch(line)]
+
+
+def pins() -> dict[str, str]:
+    matches = [PIN.fullmatch(line) for line in constraint_lines(read("constraints.txt"))]
+    return {canonicalize_name(match[1]): match[2] for match in matches}
+
+
+def environment() -> tuple[list[str], list[str]]:
+    """conda's own lines, and pip's."""
+    lines = yaml.safe_load(read("environment.yml"))["dependencies"]
+    return [line for line in lines if isinstance(line, str)], next(
+        line["pip"] for line in lines if isinstance(line, dict)
+    )
+
+
+def environment_requirements() -> dict[str, Requirement]:
+    found = [Requirement(line) for line in environment()[1] if not line.startswith("-")]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def installed_closure(roots: set[str]) -> set[str]:
+    """Everything that the roots need, by what the installed distributions say of themselves on this machine."""
+    closure: set[str] = set()
+    pending = [(root, frozenset[str]()) for root in roots]
+    visited = set()
+    while pending:
+        name, extras = pending.pop()
+        if (name, extras) in visited:
+            continue
+        visited.add((name, extras))
+        closure.add(name)
+        for line in metadata.requires(name) or []:
+            needed = Requirement(line)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+                pending.append((canonicalize_name(needed.name), frozenset(needed.extras)))
+    return closure
+
+
+def test_the_three_files_name_the_same_packages():
+    named = set(requirements())
+    assert named >= DEMANDED
+    assert set(environment_requirements()) == named
+    assert set(pins()) >= named
+    assert "-c constraints.txt" in environment()[1]  # which gives environment.yml its versions
+    assert "-e ." in environment()[1]
+
+
+def test_the_pins_lie_within_the_bounds():
+    for name, requirement in requirements().items():
+        assert requirement.specifier.contains(pins()[name]), f"{requirement} excludes the pin {pins()[name]}"
+
+
+def test_the_same_python_everywhere():
+    assert project()["requires-python"] == ">=3.11"
+    assert "python=3.11" in environment()[0]
+    steps = yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["test"]["steps"]
+    assert [step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")] == ["3.11"]
+    assert "(3, 11)" in read("Makefile")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["torch==2.13.0+cpu", "torch", "torch>=2", "--index-url https://example.org", "torch @ file:///wheels/t.whl"],
+)
+def test_a_constraint_that_binds_to_one_machine_is_found(line):
+    assert malformed_constraints(f"# why\nnumpy==2.4.6\n{line}\n") == [line]
+
+
+def test_the_constraints_are_plain_pins():
+    assert malformed_constraints(read("constraints.txt")) == []
+    assert len(constraint_lines(read("constraints.txt"))) == len(pins()), "a package is pinned twice"
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the pins were made on Linux: other systems need a few packages more"
+)
+def test_all_that_gets_installed_is_pinned_and_torchvision_is_not_among_it():
+    closure = installed_closure(set(requirements()) - {"image-reward"})
+    assert {name for name in closure - set(pins()) if not name.startswith(GPU_ONLY)} == set()
+    assert "torchvision" not in closure | set(pins())
+
+
+def test_image_reward_is_installed_without_what_it_asks_for():
+    extras = project()["optional-dependencies"]
+    assert [extra for extra, lines in extras.items() if "image-reward" in " ".join(lines)] == ["image-reward"]
+    assert pins()["image-reward"] == "1.5"
+    marker = environment_requirements()["image-reward"].marker
+    assert marker is not None and not marker.evaluate({"extra": ""}), "pip would resolve its requirements"
+    assert marker.evaluate({"extra": "image-reward"})
+    recipe = read("Makefile").split("\nimage-reward: ")[1].split("\n\n")[0]
+    assert "--no-deps -c constraints.txt image-reward" in recipe
+    default = re.search(r"-e '\.\[(.*?)\]'", read("Makefile"))[1]
+    assert set(default.split(",")) == set(extras) - {"image-reward"}
+
+
+def test_every_folder_with_code_is_a_package():
+    folders = {path.parent for path in (ROOT / "fsalign_lib").rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_continuous_integration_calls_make_test():
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    assert read(".ci/run").splitlines()[-1] == "make test"
+    steps = yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A make of its own, not one that takes part in the make which runs the tests."""
+    environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [
+        ("demo", ["reproduce/demo.py"]),
+        (
+            "test",
+            ["ruff format --check", "ruff check", "pytest tests notebooks", "--nbval-sanitize-with=tests/nbval.cfg"],
+        ),
+    ],
+)
+def test_make_sets_up_and_runs(target, commands, tmp_path):
+    script = make("--dry-run", f"VENV={tmp_path / 'fresh'}", target).stdout
+    positions = [script.index(part) for part in ["-m venv", "pip install", *commands]]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_without_a_usable_python_says_what_to_do(tmp_path):
+    result = make(f"VENV={tmp_path / 'fresh'}", "PYTHON=no-such-python", "lint")
+    assert result.returncode != 0
+    assert "no-such-python" in result.stderr and "PYTHON=/path/to/python3.11" in result.stderr
+
+
+def test_licences_and_credits():
+    assert "Apache License" in read("LICENSE") and "Version 2.0, January 2004" in read("LICENSE")
+    for part in ("OpenMoji", "https://openmoji.org", "CC BY-SA 4.0", "fsalign_lib/pocket/weights/", "Apache License"):
+        assert part in read("NOTICE")
+    assert project()["license"] == "Apache-2.0 AND CC-BY-SA-4.0"
+    assert project()["license-files"] == ["LICENSE", "NOTICE"]
+
+
+def test_the_citation_names_the_four_papers():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == project()["version"]
+    papers = {reference["notes"].split()[0]: reference for reference in citation["references"]}
+    expected = {"PSO": "2410.03190", "DI++": "2410.18881", "SDPO": "2411.11727", "DI*": "2410.20898"}
+    assert {name: paper["identifiers"][0]["value"] for name, paper in papers.items()} == {
+        name: f"arXiv:{number}" for name, number in expected.items()
+    }
+    for name, paper in papers.items():
+        assert paper["url"].endswith(expected[name]) and paper["title"] and paper["authors"]
+
+
+def test_nothing_is_fetched_from_a_hub():
+    from huggingface_hub import constants
+
+    assert constants.HF_HUB_OFFLINE
+
+
+def notebook_with(execution_count: str, tags: str = "") -> str:
+    cell = (
+        f'{{"cell_type": "code", "execution_count": {execution_count}, "id": "a", "metadata": {{"tags": [{tags}]}}, '
+        '"outputs": [], "source": ["x = 1"]}'
+    )
+    return f'{{"cells": [{cell}], "metadata": {{}}, "nbformat": 4, "nbformat_minor": 5}}'
+
+
+def test_unrun_cells_are_found(tmp_path):
+    spec = importlib.util.spec_from_file_location("notebook_guard", ROOT / "notebooks/conftest.py")
+    guard = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(guard)
+    for text, unrun in [
+        (notebook_with("1"), []),
+        (notebook_with("null"), [0]),
+        (notebook_with("null", '"nbval-skip"'), []),
+        (notebook_with("null").replace("x = 1", " "), []),
+    ]:
+        (tmp_path / "a.ipynb").write_text(text)
+        assert guard.unrun_cells(tmp_path / "a.ipynb") == unrun
+
+
+def test_collection_fails_on_an_unrun_notebook(tmp_path):
+    shutil.copy(ROOT / "notebooks/conftest.py", tmp_path)
+    (tmp_path / "run.ipynb").write_text(notebook_with("1"))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(tmp_path),
+    ]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == pytest.ExitCode.OK
+    (tmp_path / "unrun.ipynb").write_text(notebook_with("null"))
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == pytest.ExitCode.INTERRUPTED
+    assert "unrun.ipynb: code cells [0] were never run" in result.stdout and "make notebooks" in result.stdout
