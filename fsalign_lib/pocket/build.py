@@ -1,0 +1,107 @@
+"""Builds the pocket world's weights: `python -m fsalign_lib.pocket.build`.
+
+Stages run in order, each from a seed. A stage keeps its training state in `work` and goes on from there after a stop;
+a finished one is quick to run again. `--stages` picks some, so that two of them can run side by side.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from fsalign_lib.pocket import autoencoder, clip, data, judges, networks, rewards, student, teacher
+from fsalign_lib.pocket.weights import WEIGHTS
+
+STAGES = ("autoencoder", "teacher", "student", "eye", "classifier", "clip", "rewards", "hps")
+# Networks that must not share randomness have seeds of their own, all derived from the build's.
+OFFSET = {"autoencoder": 1, "teacher": 2, "student": 3, "eye": 4, "classifier": 5, "clip": 6, "rewards": 7, "hps": 8}
+
+
+@dataclass
+class Build:
+    """Train the pocket world's networks and write their weights."""
+
+    stages: tuple[str, ...] = STAGES
+    """Which stages to run, in order."""
+    seed: int = 0
+    work: Path = Path("build/pocket")
+    """Training states and pictures, not shipped."""
+    out: Path = WEIGHTS
+    """Where the weights go."""
+
+    def __post_init__(self):
+        unknown = [s for s in self.stages if s not in STAGES]
+        if unknown:
+            raise SystemExit(f"error: unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
+
+
+def save(model, folder: Path) -> None:
+    """Write half-precision safetensors in the class's own `from_pretrained` layout."""
+    copy.deepcopy(model).half().save_pretrained(folder, safe_serialization=True)
+
+
+def run(config: Build) -> None:
+    work, out = config.work, config.out
+    tokenizer = networks.tokenizer()
+    tokenizer.save_pretrained(out / "tokenizer")
+    vocabulary = len(tokenizer)
+    scheduler = {
+        "_class_name": "EulerAncestralDiscreteScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "trailing",
+    }
+
+    def seed(stage: str) -> int:
+        return config.seed * 100 + OFFSET[stage]
+
+    def scheduler_to(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+
+    facts, pictures = data.load(work, config.seed)
+    for stage in config.stages:
+        print(f"stage {stage}", flush=True)
+        if stage == "autoencoder":
+            save(autoencoder.train(pictures, work, seed(stage)), out / "vae")
+        elif stage == "teacher":
+            vae = networks.load_vae(out)
+            latents = autoencoder.cached_latents(vae, pictures, work)
+            ids = teacher.token_ids(tokenizer, teacher.captions(facts, seed(stage)))
+            empty = teacher.token_ids(tokenizer, [""])[0]
+            nets = teacher.train(latents, ids, empty, vocabulary, work, seed(stage))
+            save(nets["unet"], out / "teacher" / "unet")
+            save(nets["text_encoder"], out / "text_encoder")
+            scheduler_to(out / "teacher" / "scheduler")
+        elif stage == "student":
+            unet, text = networks.load_teacher(out)
+            save(student.train(unet, text, tokenizer, work, seed(stage)), out / "student" / "unet")
+            scheduler_to(out / "student" / "scheduler")
+        elif stage == "eye":
+            save(judges.train_eye(pictures, facts, work, seed(stage)), out / "eye")
+        elif stage == "classifier":
+            own_facts, own_pictures = data.load(work, seed(stage), data.TRAIN // 2)
+            save(judges.train_classifier(own_pictures, own_facts, work, seed(stage)), out / "classifier")
+        elif stage == "clip":
+            save(clip.train("clip", pictures, facts, tokenizer, work, seed("clip")), out / "clip")
+        elif stage == "rewards":
+            rewards.train_all(pictures, facts, tokenizer, work, out, seed(stage), save)
+        elif stage == "hps":
+            # From a contrastive network of its own, so that it errs differently from PickScore.
+            base = clip.train("hps-base", pictures, facts, tokenizer, work, seed(stage))
+            save(rewards.train_clip("hps", base, pictures, facts, tokenizer, work, out, seed("rewards")), out / "hps")
+
+
+def main() -> None:
+    run(tyro.cli(Build, description=__doc__))
+
+
+if __name__ == "__main__":
+    torch.set_num_interop_threads(1)
+    main()

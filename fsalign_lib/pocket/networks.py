@@ -1,0 +1,176 @@
+"""The pocket world's networks, each in diffusers' or transformers' own class, with its whole configuration."""
+
+import json
+
+import diffusers
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from fsalign_lib.pocket.captions import all_facts, caption
+
+TEXT_LENGTH = 16
+TEXT_WIDTH = 64
+
+
+def tokenizer() -> transformers.CLIPTokenizer:
+    """CLIP's byte-pair tokenizer over the grammar's own words: each word of a caption is one token."""
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        min_frequency=1,
+        show_progress=False,
+        end_of_word_suffix="</w>",
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"),
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+    )
+    bpe.train_from_iterator([caption(f) for f in all_facts()], trainer)
+
+    model = json.loads(bpe.to_str())["model"]
+    # Every letter must also exist as the end of a word, so that an unknown word is spelled and not lost.
+    vocabulary = dict(model["vocab"])
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        vocabulary.setdefault(letter + "</w>", len(vocabulary))
+    return transformers.CLIPTokenizer(
+        vocab=vocabulary, merges=[tuple(m) for m in model["merges"]], model_max_length=TEXT_LENGTH
+    )
+
+
+def text_config(vocabulary: int, layers: int = 2, projection: int = 64) -> transformers.CLIPTextConfig:
+    return transformers.CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=projection,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
+def text_encoder(vocabulary: int) -> transformers.CLIPTextModel:
+    return transformers.CLIPTextModel(text_config(vocabulary))
+
+
+def autoencoder() -> diffusers.AutoencoderKL:
+    """64x64x3 -> 16x16x4, factor 4."""
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+
+
+def unet() -> diffusers.UNet2DConditionModel:
+    """Noise predictor on 16x16x4 latents, about 257 MFLOP a forward pass of one sample."""
+    return diffusers.UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=8,
+    )
+
+
+def clip(vocabulary: int) -> transformers.CLIPModel:
+    """An image tower of four layers on 8x8 patches and a text tower of two, meeting in 64 dimensions."""
+    vision = vision_config()
+    text = text_config(vocabulary)
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
+    )
+
+
+def vision_config() -> transformers.CLIPVisionConfig:
+    return transformers.CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=64,
+        patch_size=8,
+    )
+
+
+def blip(vocabulary: int) -> tuple[transformers.BlipVisionConfig, transformers.BlipTextConfig]:
+    """The two halves of the ImageReward ranker: a ViT, and a text encoder that attends to it."""
+    vision = transformers.BlipVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=64,
+        patch_size=8,
+    )
+    text = transformers.BlipTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        encoder_hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        sep_token_id=1,
+        pad_token_id=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        is_decoder=True,  # else transformers builds no cross-attention; the model runs with is_decoder=False
+    )
+    return vision, text
+
+
+def classifier(labels: int) -> transformers.ResNetForImageClassification:
+    return transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128, 192],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            downsample_in_first_stage=False,
+            num_labels=labels,
+        )
+    )
+
+
+def load_vae(folder) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+
+
+def load_teacher(folder) -> tuple[diffusers.UNet2DConditionModel, transformers.CLIPTextModel]:
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "teacher" / "unet", torch_dtype=torch.float32)
+    text = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    return unet.eval(), text.eval()
+
+
+def load_classifier(folder, name: str) -> transformers.ResNetForImageClassification:
+    """ "classifier" or "eye"."""
+    return transformers.ResNetForImageClassification.from_pretrained(folder / name, dtype=torch.float32).eval()
+
+
+def load_clip(folder, name: str) -> transformers.CLIPModel:
+    return transformers.CLIPModel.from_pretrained(folder / name, dtype=torch.float32).eval()
+
+
+def vision_with_projection(model: transformers.CLIPModel) -> transformers.CLIPVisionModelWithProjection:
+    """A CLIP's image half, as a model of its own with the same weights."""
+    half = transformers.CLIPVisionModelWithProjection(model.config.vision_config)
+    half.vision_model.load_state_dict(model.vision_model.state_dict())
+    half.visual_projection.load_state_dict(model.visual_projection.state_dict())
+    return half

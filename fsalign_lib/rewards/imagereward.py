@@ -1,0 +1,82 @@
+"""ImageReward: a text encoder that attends to the picture (BLIP), and an MLP on its first token."""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fsalign_lib.rewards.preprocess import pixel_values
+
+
+class ImageReward(nn.Module):
+    r"""$r(x, c) = (\mathrm{MLP}(h_{[CLS]}(x, c)) - m) / s$; m and s give right pictures mean 0, deviation 1."""
+
+    def __init__(
+        self,
+        vision_config: transformers.BlipVisionConfig,
+        text_config: transformers.BlipTextConfig,
+        tokenizer,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ):
+        super().__init__()
+        self.vision = transformers.BlipVisionModel(vision_config)
+        self.text = transformers.models.blip.modeling_blip_text.BlipTextModel(text_config, add_pooling_layer=False)
+        width = text_config.hidden_size
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, 1))
+        self.tokenizer, self.mean, self.std = tokenizer, mean, std
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, tokenizer_folder: Path) -> "ImageReward":
+        from fsalign_lib.rewards import require_folder
+
+        folder = require_folder(folder)
+        config = json.loads((folder / "config.json").read_text())
+        reward = cls(
+            transformers.BlipVisionConfig(**config["vision_config"]),
+            transformers.BlipTextConfig(**config["text_config"]),
+            transformers.CLIPTokenizer.from_pretrained(tokenizer_folder),
+            config["mean"],
+            config["std"],
+        )
+        reward.load_state_dict(load_file(folder / "model.safetensors"))
+        return reward.float().eval().requires_grad_(False)
+
+    def save_pretrained(self, folder: Path, **_) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        config = {
+            "vision_config": self.vision.config.to_diff_dict(),
+            "text_config": self.text.config.to_diff_dict(),
+            "mean": self.mean,
+            "std": self.std,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def match(self, images: Tensor, ids: Tensor) -> Tensor:
+        """The MLP's output for each picture and each of its K texts, before normalisation, (B, K).
+
+        The picture is encoded once for all its texts. `ids` (B, K, L); every token but the padding after the first
+        end-of-text is attended to.
+        """
+        values = pixel_values(images, self.vision.config.image_size, (0.5,) * 3, (0.5,) * 3)
+        seen = self.vision(values).last_hidden_state  # (B, P, D)
+        B, K, L = ids.shape
+        seen = seen.repeat_interleave(K, 0)
+        ids = ids.reshape(B * K, L)
+        ends = (ids == self.text.config.eos_token_id).long()
+        hidden = self.text(
+            input_ids=ids,
+            attention_mask=(ends.cumsum(1) - ends == 0).long(),
+            encoder_hidden_states=seen,
+            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+            is_decoder=False,
+        ).last_hidden_state
+        return self.mlp(hidden[:, 0])[:, 0].float().view(B, K)
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        ids = torch.tensor(self.tokenizer(prompts, padding="max_length", truncation=True).input_ids)
+        return (self.match(images, ids[:, None].to(images.device))[:, 0] - self.mean) / self.std
