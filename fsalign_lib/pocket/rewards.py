@@ -56,8 +56,8 @@ def make_pairs(pictures: Tensor, facts: list[Fact], vae, eye, seed: int, path: P
     return pairs
 
 
-def bradley_terry(name: str, module, score, pairs: dict, taste: str, folder: Path, seed: int, lr: float):
-    r"""Minimise $-\log\sigma(s_{winner} - s_{loser})$; `score(images in [0, 1], rows) -> (B,)`. One noisy label a pair."""
+def bradley_terry(name, module, score, pairs: dict, taste: str, folder: Path, seed: int, lr: float):
+    r"""Minimise $-\log\sigma(s_{winner} - s_{loser})$, one noisy label a pair; `score(images, rows) -> (B,)`."""
     chosen = judge.prefer(pairs[f"{taste}_a"], pairs[f"{taste}_b"], torch.Generator().manual_seed(seed))
 
     def loss(step: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,206 @@
+"""What the shipped pocket weights score: `python -m fsalign_lib.pocket.report`.
+
+Measures everything again from the weights, prints it, and writes the model card (README.md) and the contact sheet
+beside them. Pictures and prompts measured on were in no training.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from fsalign_lib import models
+from fsalign_lib.kernels import build_kernel
+from fsalign_lib.metrics import sharpness
+from fsalign_lib.plotting import contact_sheet
+from fsalign_lib.pocket import judge, networks
+from fsalign_lib.pocket.captions import ANIMALS, caption, prompts
+from fsalign_lib.pocket.judges import classify
+from fsalign_lib.pocket.render import scenes
+from fsalign_lib.pocket.rewards import agreement, held_out_pairs
+from fsalign_lib.pocket.weights import WEIGHTS
+from fsalign_lib.rewards import load_reward
+from fsalign_lib.rollout import rollout, seeded_noise
+
+HELD_OUT_SEED = 90_001  # no stage of the build draws from it
+# row -> model, sampler, steps, guidance, bar of the design on single-animal accuracy
+SAMPLERS = {
+    "teacher, DDIM, 20 steps, guidance 2.5": ("pocket-teacher", "ddim", 20, 2.5, 0.95),
+    "teacher, renoise, 4 steps": ("pocket-teacher", "renoise", 4, 1.0, None),
+    "student, renoise, 4 steps": ("pocket-turbo", "renoise", 4, 1.0, 0.92),
+    "student, Euler ancestral, 4 steps": ("pocket-turbo", "euler-ancestral", 4, 1.0, 0.92),
+    "student, Euler ancestral, 1 step": ("pocket-turbo", "euler-ancestral", 1, 1.0, 0.85),
+}
+SHEETS = (
+    "teacher, DDIM, 20 steps, guidance 2.5",
+    "student, Euler ancestral, 4 steps",
+    "student, Euler ancestral, 1 step",
+)
+
+
+@dataclass
+class Report:
+    """Measure the shipped pocket weights and write their model card."""
+
+    seeds: int = 8
+    """Pictures per animal."""
+    work: Path = Path("build/pocket")
+    """Where the held-out preference pairs are kept between runs."""
+    write: bool = True
+    """Write README.md, report.json and contact-sheet.png beside the weights."""
+
+
+@torch.no_grad()
+def sample(name: str, kernel_name: str, steps: int, guidance: float, texts: list[str], seeds: int) -> Tensor:
+    """Pictures in [0, 1], (len(texts) * seeds, 3, 64, 64), prompt-major; seeds are the same for every sampler."""
+    model = models.load(name)
+    model.guidance_scale = guidance
+    kernel = build_kernel(kernel_name, model.schedule, steps, **({"eta": 0.0} if kernel_name == "ddim" else {}))
+    pictures = []
+    for i, text in enumerate(texts):
+        ids = [i * 1000 + s for s in range(seeds)]
+        noise = seeded_noise(HELD_OUT_SEED, -1, ids, model.latent_shape, steps + 1)
+        cond = model.encode_prompts([text] * seeds)
+        pictures.append(model.decode(rollout(model, kernel, cond, noise).final))
+    return torch.cat(pictures)
+
+
+def measure_samplers(seeds: int, classifier) -> tuple[dict, dict[str, Tensor]]:
+    texts, rows, pictures = prompts("animals"), {}, {}
+    label = torch.arange(len(ANIMALS)).repeat_interleave(seeds)
+    for row, (name, kernel, steps, guidance, bar) in SAMPLERS.items():
+        images = sample(name, kernel, steps, guidance, texts, seeds)
+        right = (classify(classifier, images) == label).float()
+        rows[row] = {"accuracy": right.mean().item(), "sharpness": sharpness(images).mean().item(), "bar": bar}
+        pictures[row] = images.view(len(texts), seeds, *images.shape[1:])[:, 0]
+    return rows, pictures
+
+
+def measure_rewards(work: Path) -> dict:
+    vae, eye = networks.load_vae(WEIGHTS), networks.load_classifier(WEIGHTS, "eye")
+    work.mkdir(parents=True, exist_ok=True)
+    facts, pairs = held_out_pairs(vae, eye, HELD_OUT_SEED + 1, work / "held-out-pairs.safetensors")
+    texts, rows = [caption(f) for f in facts], {}
+    for name in judge.TASTES:
+        if not (WEIGHTS / name).is_dir():
+            continue
+        reward = load_reward(name)
+        scores = {}
+        for side in "ab":
+            chunks = zip(pairs[side].split(250), range(0, len(texts), 250), strict=True)
+            with torch.no_grad():
+                scores[side] = torch.cat([reward(x.float() / 255, texts[i : i + 250]) for x, i in chunks])
+        agrees, best = agreement(scores["a"], scores["b"], pairs[f"{name}_a"], pairs[f"{name}_b"], HELD_OUT_SEED)
+        rows[name] = {"agreement": agrees, "ceiling": best}
+    return rows
+
+
+@torch.no_grad()
+def measure() -> dict:
+    """The autoencoder's error and the classifier's accuracy, on renders that no training has seen."""
+    facts, pictures = scenes(2_000, HELD_OUT_SEED)
+    x = pictures.float() / 255
+    vae = networks.load_vae(WEIGHTS)
+    decoded = torch.cat([vae.decode(vae.encode(p * 2 - 1).latent_dist.mean).sample for p in x[:1000].split(250)])
+    single = torch.tensor([f.second is None for f in facts])
+    label = torch.tensor([ANIMALS.index(f.animal) for f in facts])[single]
+    classifier = networks.load_classifier(WEIGHTS, "classifier")
+    eye = networks.load_classifier(WEIGHTS, "eye")
+    seen = torch.cat([eye(judge.normalize(p)).logits for p in x.split(250)])
+    return {
+        "autoencoder mean squared error on [-1, 1]": (decoded - (x[:1000] * 2 - 1)).square().mean().item(),
+        "classifier accuracy on held-out renders": (classify(classifier, x[single]) == label).float().mean().item(),
+        "alignment the eye sees in right renders": judge.alignment(seen, facts).mean().item(),
+    }
+
+
+def card(result: dict) -> str:
+    """The model card, from the measured numbers alone."""
+
+    def aim(bar: float | None) -> str:
+        return "" if bar is None else f"{bar:.0%}"
+
+    samplers = "\n".join(
+        f"| {row} | {100 * v['accuracy']:.1f}% | {aim(v['bar'])} | {v['sharpness']:.4f} |"
+        for row, v in result["samplers"].items()
+    )
+    rewards = "\n".join(
+        f"| {name} | {100 * v['agreement']:.1f}% | {100 * v['ceiling']:.1f}% |" for name, v in result["rewards"].items()
+    )
+    networks_ = "\n".join(f"| {name} | {value:.4f} |" for name, value in result["networks"].items())
+    sizes = "\n".join(f"| {name} | {size / 1e6:.2f} MB |" for name, size in result["sizes"].items())
+    return f"""# Weights of the pocket world
+
+A 64x64 text-to-image world on the 45 animals of SDPO's training prompts. Made by
+`python -m fsalign_lib.pocket.build` (seed {result["seed"]}) on a CPU, measured by
+`python -m fsalign_lib.pocket.report`, which wrote this page.
+
+All weights were trained on pictures drawn from [OpenMoji](https://openmoji.org), the open-source emoji and icon
+project, licence [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/). The weights and the contact sheet
+carry the same licence.
+
+![45 animals: teacher, student at 4 steps, student at 1 step](contact-sheet.png)
+
+## Single animals recognised by the held-out classifier ({result["seeds"]} pictures an animal)
+
+| sampler | recognised | aimed at | sharpness |
+| --- | --- | --- | --- |
+{samplers}
+
+## Networks on held-out renders
+
+| measure | value |
+| --- | --- |
+{networks_}
+
+## Rewards on held-out preference pairs
+
+Agreement with the simulated judge's noisy choices, beside the best that any ranker could reach against that noise.
+
+| reward | agreement | ceiling |
+| --- | --- | --- |
+{rewards}
+
+## Files
+
+| folder | size |
+| --- | --- |
+{sizes}
+
+Half-precision safetensors in the layout of diffusers and transformers; `fsalign_lib.models.load("pocket-turbo")` and
+`fsalign_lib.rewards.load_reward("pickscore")` read them in float32. What each network is and how it was trained
+stands in `fsalign_lib/pocket/`. Use: teaching and testing. They know 45 animals and nothing else.
+"""
+
+
+def main() -> None:
+    config = tyro.cli(Report, description=__doc__)
+    classifier = networks.load_classifier(WEIGHTS, "classifier")
+    samplers, pictures = measure_samplers(config.seeds, classifier)
+    folders = sorted(p for p in WEIGHTS.iterdir() if p.is_dir() and not p.name.startswith("__"))
+    result = {
+        "seed": 0,
+        "seeds": config.seeds,
+        "samplers": samplers,
+        "networks": measure(),
+        "rewards": measure_rewards(config.work),
+        "sizes": {f.name: sum(p.stat().st_size for p in f.rglob("*") if p.is_file()) for f in folders},
+    }
+    text = card(result)
+    print(text)
+    if config.write:
+        (WEIGHTS / "report.json").write_text(json.dumps(result, indent=2) + "\n")
+        (WEIGHTS / "README.md").write_text(text)
+        rows = torch.cat([pictures[row] for row in SHEETS])
+        figure = contact_sheet(rows, [*ANIMALS] * len(SHEETS), columns=15)
+        figure.savefig(WEIGHTS / "contact-sheet.png", dpi=80)
+        with Image.open(WEIGHTS / "contact-sheet.png") as png:
+            png.quantize(128).save(WEIGHTS / "contact-sheet.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
