@@ -31,8 +31,8 @@ lint: $(installed)
 	$(python) -m ruff check .
 
 format: $(installed)
-	$(python) -m ruff format .
 	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
 
 notebooks: $(installed)
 	@for notebook in $(notebooks); do \
@@ -53,6 +53,7 @@ $(installed): pyproject.toml constraints.txt
 	echo "none of '$(PYTHON)' is Python >= 3.11 with venv: install one (Debian: apt install python3.11-venv)," \
 	  "or name one: make PYTHON=/path/to/python3.11" >&2; \
 	exit 1
+	@echo "installing into $(VENV): some minutes, the first time"
 	$(python) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[notebooks,test,tensorboard]'
 	@touch $@
 

@@ -147,6 +147,14 @@ def test_every_folder_with_code_is_a_package():
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
+def test_every_file_of_the_library_is_installed_with_it():
+    package = ROOT / "fsalign_lib"
+    patterns = tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["package-data"]["fsalign_lib"]
+    installed = {path for pattern in ["**/*.py", *patterns] for path in package.glob(pattern)}
+    present = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert [str(path) for path in present - installed if not path.name.startswith(".")] == []
+
+
 def test_continuous_integration_calls_make_test():
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert read(".ci/run").splitlines()[-1] == "make test"
