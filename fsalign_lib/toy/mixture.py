@@ -86,7 +86,7 @@ class GaussianMixture:
     def posterior_mean(self, x_t: Tensor, alpha_bar, c=None) -> Tensor:
         r"""What the plain diffusion loss teaches a network to predict, (B, D) -> (B, D):
 
-        $$E[x_0|x_t,c] = \sum_k \gamma_k \big[m_k + \sqrt{\bar\alpha}\,S_k C_k^{-1}(x_t - \sqrt{\bar\alpha}\,m_k)\big].$$
+        $$E[x_0|x_t,c] = \sum_k \gamma_k [m_k + \sqrt{\bar\alpha}\,S_k C_k^{-1}(x_t - \sqrt{\bar\alpha}\,m_k)].$$
         """
         log_joint, z, variance, eigenvalues, basis, ab = self._components(x_t, alpha_bar, c)
         gain = ab.sqrt() * eigenvalues * z / variance

@@ -88,10 +88,10 @@ def online_pso(
     With `labels="bradley-terry"` sample a beats b with probability $\sigma(r_a - r_b)$. The loss (log-probs summed
     over dimensions, steps inside the sigmoid) is then the cross-entropy between this probability and
     $\sigma(\beta\,\Delta_a - \beta\,\Delta_b)$ with $\Delta = \sum_n \log p_\theta/p_{ref}$. Among all policies it is
-    least where $\beta\,\Delta = r +$ const: $p_\theta = p_{ref}\,e^{r/\beta}/Z$ on trajectories, whose end points follow
-    the exact tilted target (if Z does not depend on the initial noise). A Gaussian step of fixed std cannot become the
-    tilted one, so the student stops short of it. With `labels="hard"` the larger reward always wins: the
-    cross-entropy has no finite minimiser at any beta, and the policy overshoots.
+    least where $\beta\,\Delta = r +$ const: $p_\theta = p_{ref}\,e^{r/\beta}/Z$ on trajectories, so that the samples
+    follow the exact tilted target (if Z does not depend on the initial noise, and the last step is held). A Gaussian
+    step of fixed std cannot become the tilted one: the student stops short of it. With `labels="hard"` the larger
+    reward always wins: the cross-entropy has no finite minimiser at any beta, and the policy overshoots.
 
     Args:
         hold_last_step: sample with `ReferenceLastStep`.
