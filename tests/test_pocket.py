@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from fsalign_lib.pocket import judge, networks
@@ -13,6 +14,7 @@ from fsalign_lib.pocket.clip import near_miss
 from fsalign_lib.pocket.fit import fit, learning_rate
 from fsalign_lib.pocket.judges import soften
 from fsalign_lib.pocket.render import render, sprites
+from fsalign_lib.pocket.weights import WEIGHTS
 
 
 def test_every_fact_has_one_caption_and_parses_back():
@@ -87,6 +89,16 @@ def test_every_word_is_one_token_and_unknown_words_are_spelled():
         assert len(tokenizer.tokenize(caption(fact))) == len(caption(fact).split())
     ids = tokenizer("qzx").input_ids
     assert len(ids) > 3 and tokenizer.unk_token_id not in ids[1:-1]
+
+
+def test_the_tokenizer_is_the_same_in_every_process():
+    # The trainer behind it numbers some tokens in the order of a hash table, which differs between processes.
+    vocabulary = networks.tokenizer().get_vocab()
+    ends = sorted((n, token) for token, n in vocabulary.items() if len(token) == 5 and token.endswith("</w>"))
+    used = [token for _, token in ends[:16]]
+    assert used == sorted(used) and vocabulary["a</w>"] == 28
+    shipped = transformers.CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    assert shipped.get_vocab() == vocabulary
 
 
 class Eye(nn.Module):

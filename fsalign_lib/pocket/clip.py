@@ -14,7 +14,7 @@ from fsalign_lib.pocket.fit import fit
 from fsalign_lib.pocket.judges import worn
 from fsalign_lib.pocket.teacher import captions, token_ids
 
-STEPS = 2_000
+STEPS = 1_300
 BATCH = 64
 
 

@@ -28,8 +28,11 @@ def tokenizer() -> transformers.CLIPTokenizer:
     bpe.train_from_iterator([caption(f) for f in all_facts()], trainer)
 
     model = json.loads(bpe.to_str())["model"]
-    # Every letter must also exist as the end of a word, so that an unknown word is spelled and not lost.
-    vocabulary = dict(model["vocab"])
+    # The trainer numbers the last letters of words in the order of a hash table: put them in order. And every letter
+    # must also exist as the end of a word, so that an unknown word is spelled and not lost.
+    ends = sorted(token for token in model["vocab"] if len(token) == len("a</w>") and token.endswith("</w>"))
+    numbers = sorted(model["vocab"][token] for token in ends)
+    vocabulary = model["vocab"] | dict(zip(ends, numbers, strict=True))
     for letter in "abcdefghijklmnopqrstuvwxyz":
         vocabulary.setdefault(letter + "</w>", len(vocabulary))
     return transformers.CLIPTokenizer(

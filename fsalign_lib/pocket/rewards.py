@@ -23,10 +23,10 @@ from fsalign_lib.pocket.teacher import captions, token_ids
 from fsalign_lib.rewards.aesthetic import AestheticReward
 from fsalign_lib.rewards.imagereward import ImageReward
 
-PAIRS, HELD_OUT_PAIRS = 12_000, 2_000
+PAIRS, HELD_OUT_PAIRS = 8_000, 2_000
 BATCH = 32
-STEPS = 700
-MATCHING_STEPS = 1_800
+STEPS = 400
+MATCHING_STEPS = 900
 
 
 @torch.no_grad()

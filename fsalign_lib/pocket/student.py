@@ -23,9 +23,9 @@ from fsalign_lib.pocket.teacher import captions, token_ids
 from fsalign_lib.schedules import NoiseSchedule, renoise_timesteps, trailing_timesteps
 
 GUIDANCE = 2.5
-PAIRS = 4_096
-PAIR_STEPS = 12  # a multiple of 4, so that the path passes the student's own noise levels
-REGRESSION_STEPS = 900
+PAIRS = 3_072
+PAIR_STEPS = 8  # a multiple of 4, so that the path passes the student's own noise levels
+REGRESSION_STEPS = 700
 MATCHING_STEPS = 6_000
 BATCH = 32
 FAKE_PER_GENERATOR = 3
@@ -95,8 +95,8 @@ def train(teacher, text_encoder, tokenizer, folder: Path, seed: int):
     student = copy.deepcopy(teacher).requires_grad_(True)
 
     def regression(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(PAIRS, (2 * BATCH,), generator=generator)
-        level = torch.multinomial(torch.tensor(STEP_WEIGHTS), 2 * BATCH, replacement=True, generator=generator)
+        index = torch.randint(PAIRS, (BATCH,), generator=generator)
+        level = torch.multinomial(torch.tensor(STEP_WEIGHTS), BATCH, replacement=True, generator=generator)
         x_t, cond = paths["states"][index, level], prompts.cond[paths["rows"][index]]
         return F.smooth_l1_loss(predict_x0(student, schedule, x_t, times[level], cond), paths["ends"][index], beta=0.1)
 

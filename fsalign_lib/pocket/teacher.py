@@ -12,7 +12,7 @@ from fsalign_lib.pocket.captions import Fact, caption
 from fsalign_lib.pocket.fit import fit
 from fsalign_lib.schedules import NoiseSchedule
 
-STEPS = 10_000
+STEPS = 7_000
 BATCH = 32
 DROPOUT = 0.1
 MIN_SNR = 5.0
