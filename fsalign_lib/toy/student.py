@@ -95,18 +95,23 @@ class ToyStudent(nn.Module):
 
 
 def distil(
-    teacher: ToyTeacher, seed: int = 0, steps: int = 6000, batch_size: int = 512, learning_rate: float = 8e-3
+    teacher: ToyTeacher,
+    seed: int = 0,
+    steps: int = 6000,
+    trajectories: int = 8192,
+    batch_size: int = 512,
+    learning_rate: float = 8e-3,
 ) -> ToyStudent:
     r"""A few-step student by regression on the exact ODE: $\min_\theta E\,\|\hat x_0(x_t, t, c) - x_0(x_t)\|^2$,
 
     where $x_0(x_t)$ is the end of the exact trajectory through $x_t$ (the ideal consistency function), not the
-    posterior mean: its few-step samples are therefore sharp. It sees 8192 trajectories, a quarter of them without a
-    class, at the 40 times that hold the renoise grids of 1, 2, 4, 5, 8, 10, 20 and 40 steps. Deterministic in `seed`.
+    posterior mean: its few-step samples are therefore sharp. A quarter of the trajectories have no class; each
+    is seen at the 40 times that hold the renoise grids of 1, 2, 4, 5, 8, 10, 20 and 40 steps. Deterministic in `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     fine = renoise_timesteps(200)
     sigmas = torch.cat((teacher.schedule.sigma(fine), torch.zeros(1)))
-    cond = torch.randint(-1, teacher.mixture.num_classes, (8192,), generator=generator)
+    cond = torch.randint(-1, teacher.mixture.num_classes, (trajectories,), generator=generator)
     start = float(sigmas[0]) * torch.randn(len(cond), 2, generator=generator)
     states = probability_flow(teacher.mixture, start, sigmas, cond, teacher.guidance_scale)
     times, target = fine[::5], states[-1]
@@ -129,7 +134,7 @@ def distil(
 
 
 def load_student(path: str | Path = STUDENT_FILE) -> ToyStudent:
-    r"""The shipped student, `distil(ToyTeacher())`, with itself as reference."""
+    """The shipped student, as `python -m fsalign_lib.toy` makes it by `distil(ToyTeacher())`; its own reference."""
     student = ToyStudent()
     student.load_state_dict(load_file(path))
     return student.freeze_reference()
