@@ -89,7 +89,7 @@ class LatentModel:
         self._copy: nn.Module | None = None
         self._in_reference = False
         self._embeddings: dict[str, Tensor] = {}
-        self.fingerprint = _fingerprint(unet)
+        self.fingerprint, self.vae_fingerprint = _fingerprint(unet), _fingerprint(vae)
 
     @property
     def device(self) -> torch.device:
@@ -223,10 +223,9 @@ class LatentModel:
                 f"checkpoint {folder} was trained from {model!r} (weights {fingerprint[:8]}) and not from "
                 f"{self.name!r} (weights {self.fingerprint[:8]}): load the model that it belongs to"
             )
-        if self.training is None and about.get("training") == "lora":
-            self.add_lora(about["rank"], about["alpha"], about["targets"])
-        elif self.training is None:
-            self.train_all_weights()
+        if self.training is None:
+            lora = about["training"] == "lora"
+            self.add_lora(about["rank"], about["alpha"], about["targets"]) if lora else self.train_all_weights()
         if self.training != about:
             raise ValueError(
                 f"checkpoint {folder} holds {about} and this model trains {self.training}: make them agree"
@@ -245,23 +244,15 @@ class LatentModel:
         if self.training is not None and self.training["training"] == "lora":
             unet.fuse_lora()
             unet.unload_lora()
-        pipeline = diffusers.StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=unet,
-            scheduler=self.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        parts = (self.vae, self.text_encoder, self.tokenizer, unet, self.scheduler)
+        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        diffusers.StableDiffusionPipeline(*parts, **unused).save_pretrained(folder, safe_serialization=True)
 
 
-def _fingerprint(unet: nn.Module) -> str:
+def _fingerprint(network: nn.Module) -> str:
     """A hash over names, shapes and some values of the weights: tells models of the same shape apart."""
     digest = hashlib.sha256()
-    for name, p in sorted(unet.named_parameters()):
+    for name, p in sorted(network.named_parameters()):
         digest.update(f"{name}{tuple(p.shape)}".encode())
         digest.update(p.detach().flatten()[:16].float().cpu().numpy().tobytes())
     return digest.hexdigest()

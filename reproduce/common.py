@@ -1,0 +1,147 @@
+"""What every script shares: one-line errors, prompts, seeds, atomic files, and where a result came from."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command_line(
+    parse: Callable[[Sequence[str] | None], Any],
+    prepare: Callable[[Any], Any],
+    run: Callable[[Any], Any],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse, prepare, run. What is wrong with the input is known after `prepare`, and said in one line."""
+    try:
+        ready = prepare(parse(argv))
+    except (ValueError, OSError) as error:
+        fail(error)
+    try:
+        run(ready)
+    except FloatingPointError as error:
+        fail(error)
+
+
+def fail(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """Random numbers that depend on the key alone."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def read_prompts(name: str) -> list[str]:
+    """A prompt set of the pocket world, or a text file with a prompt a line.
+
+    Raises:
+        ValueError: neither, not text, or no prompt in it.
+        FileNotFoundError: no such file.
+    """
+    from fsalign_lib.pocket import captions
+
+    path = Path(name)
+    if not path.suffix and not path.exists():
+        return captions.prompts(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts file {name!r} does not exist: give a text file with a prompt a line")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"prompts file {name!r} is not UTF-8 text: give a text file with a prompt a line") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts file {name!r} is empty: write a prompt a line")
+    return prompts
+
+
+def writable_folder(folder: Path) -> None:
+    """Make the folder, and write to it once, before any compute."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f"cannot write to {folder} ({error.strerror}): choose another --out") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomic: a killed run leaves the last whole file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as JSON."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} = {getattr(config, name)}: expected more than 0")
+
+
+def check_finite(what: str, values: Tensor, prompts: Sequence[str], seed: int, step: int) -> None:
+    """Raise a FloatingPointError that names the first prompt whose value (B, ...) is not finite."""
+    bad = ~values.detach().flatten(1).isfinite().all(1) if values.ndim > 1 else ~values.detach().isfinite()
+    if bad.any():
+        row = int(bad.nonzero()[0, 0])
+        raise FloatingPointError(
+            f"{what} is not finite for prompt {prompts[row]!r} (seed {seed}, step {step}): "
+            "lower lr, or look at this prompt's picture"
+        )
+
+
+def provenance(started: float) -> dict[str, Any]:
+    """Command, versions, device, wall time, peak memory and commit."""
+    import accelerate
+    import diffusers
+    import peft
+    import transformers
+
+    packages = (torch, diffusers, transformers, peft, accelerate)
+    script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "python"
+    cuda = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory()
+    return {
+        "command": " ".join(["python", script, *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {p.__name__: p.__version__ for p in packages},
+        "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "wall_seconds": round(time.time() - started, 1),
+        "peak_memory_mb": round(memory),
+    }
+
+
+def _peak_memory() -> float:
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _commit() -> str | None:
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -1,0 +1,210 @@
+"""A training run: settings from the registry, one optimizer, checkpoints that resume to the bit, a tracker."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import recipes
+import torch
+import tyro
+from accelerate import Accelerator
+from common import plain, positive, provenance, writable_folder, write_json
+from torch import Tensor
+
+from fsalign_lib.kernels import Kernel, Reduction, build_kernel, require_stochastic
+from fsalign_lib.losses.preference import Steps
+from fsalign_lib.models import LatentModel, Training
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Settings that the training loops share. Defaults come from the recipe of the method (see recipes.py)."""
+
+    method: str
+    """Which objective."""
+    scale: str
+    """Whose recipe: pocket or full."""
+    model: str
+    """A preset of fsalign_lib.models, or a pipeline folder."""
+    out: Path
+    """Folder of the run: configuration, checkpoints, result."""
+    seed: int
+    training: Training
+    """LoRA, or all weights."""
+    rank: int
+    """LoRA rank."""
+    alpha: int | None
+    """LoRA scale is alpha / rank; None: alpha = rank."""
+    lr: float
+    weight_decay: float
+    grad_clip: float
+    """Largest gradient norm."""
+    beta: float
+    """Weight of the preference against the reference model."""
+    reduction: Reduction
+    """Mean or sum over latent dimensions."""
+    sum_steps: Steps
+    """Sum over steps inside the sigmoid, or a sigmoid for each outside."""
+    kernel: str | None
+    """Sampler; None: the model's own."""
+    steps: int
+    """Sampling steps."""
+    save_every: int = 50
+    """Updates or rounds between checkpoints."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`, if there is one."""
+    tracker: str | None = None
+    """A tracker of accelerate, such as tensorboard (written into `out`)."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    threads: int | None = None
+    """CPU threads of torch."""
+
+
+def make_config(config_type: type, method: str, scale: str = "pocket", **overrides: Any):
+    """A configuration with the recipe's values, except those given."""
+    methods = recipes.ONLINE if "reward" in config_type.__dataclass_fields__ else recipes.OFFLINE
+    values = {name: value for name, (value, _) in recipes.recipe(method, scale, methods).items()}
+    values = {"method": method, "scale": scale, "out": Path("reproduce/runs") / f"{method}-{scale}"} | values
+    return config_type(**(values | overrides))
+
+
+def parse_training(config_type: type, default_method: str, description: str | None):
+    """A parser whose defaults are those of the recipe that --method and --scale name."""
+
+    def parse(argv: Sequence[str] | None = None):
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--method", default=default_method)
+        first.add_argument("--scale", default="pocket")
+        named, _ = first.parse_known_args(argv)
+        return tyro.cli(
+            config_type,
+            default=make_config(config_type, named.method, named.scale),
+            description=description,
+            args=argv,
+        )
+
+    return parse
+
+
+def training_kernel(config: TrainConfig, model: LatentModel) -> Kernel:
+    kernel = build_kernel(config.kernel or model.kernel, model.schedule, config.steps)
+    require_stochastic(kernel)
+    return kernel
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    found = [p for p in (out / "checkpoints").glob("*") if re.fullmatch(r"\d+", p.name)]
+    return max(found, key=lambda p: int(p.name), default=None)
+
+
+class Run:
+    """A training run on disk: the optimizer and its updates, checkpoints to the bit, the tracker, the result.
+
+    Attributes: start, the first step to do; history, one record for each step done.
+    """
+
+    # A longer run may go on from a shorter one, on any number of threads.
+    FREE = ("rounds", "updates", "resume", "save_every", "threads", "tracker", "out")
+
+    def __init__(self, config: TrainConfig, model: LatentModel):
+        positive(config, "lr", "beta", "grad_clip", "save_every", "rank")
+        self.config, self.model, self.started = config, model, time.time()
+        self.start, self.history = 0, []
+        checkpoint = last_checkpoint(config.out)
+        if checkpoint is not None and not config.resume:
+            raise ValueError(f"{config.out} holds a run already: pass --resume to go on, or choose another --out")
+        state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else None
+        if state:
+            self._same_settings(state["config"])
+        writable_folder(config.out)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=config.out
+        )
+        model.to(self.accelerator.device)
+        if config.training == "lora":
+            model.add_lora(config.rank, config.alpha, seed=config.seed)
+        else:
+            model.train_all_weights()
+        self.parameters = list(model.trained_parameters().values())
+        optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
+        if state:
+            model.load_adapter(checkpoint)
+            optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True))
+            self.start, self.history = state["step"], state["history"]
+        model.network, self.optimizer = self.accelerator.prepare(model.unet, optimizer)
+        if config.tracker:
+            simple = {k: v for k, v in plain(config).items() if isinstance(v, (int, float, str))}
+            self.accelerator.init_trackers("run", simple)
+        if self.accelerator.is_main_process:
+            write_json(config.out / "config.json", plain(config))
+
+    def _same_settings(self, before: dict[str, Any]) -> None:
+        now = plain(self.config)
+        other = [k for k in now if k not in self.FREE and now[k] != before.get(k)]
+        if other:
+            told = ", ".join(f"{k} = {before.get(k)!r} (now {now[k]!r})" for k in other)
+            raise ValueError(f"{self.config.out} was run with {told}: use the same settings, or another --out")
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This process's part of a batch."""
+        world = self.accelerator.num_processes
+        if len(rows) % world:
+            raise ValueError(f"a batch of {len(rows)} does not divide among {world} processes: choose a multiple")
+        return rows[self.accelerator.process_index :: world]
+
+    def update(self, loss: Tensor, prompts: Sequence[str], step: int) -> Tensor:
+        """One AdamW step on the loss; returns the gradient's norm before clipping."""
+        where = f"(seed {self.config.seed}, step {step}, prompts {', '.join(map(repr, prompts[:3]))}, ...): lower lr"
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} {where}")
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm.item()} {where}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.detach()
+
+    def record(self, step: int, total: int, values: dict[str, Tensor]) -> dict[str, float]:
+        """Log the step's means over processes, and save when it is time."""
+        means = self.accelerator.reduce(torch.stack([v.float() for v in values.values()]), "mean").tolist()
+        row = dict(zip(values, means, strict=True))
+        self.history.append(row)
+        if self.config.tracker:
+            self.accelerator.log(row, step=step)
+        if (step + 1) % self.config.save_every == 0 or step + 1 == total:
+            self.save(step + 1)
+        return row
+
+    def save(self, step: int) -> None:
+        """Write checkpoints/<step> under a temporary name, rename it, and drop the older ones."""
+        if self.accelerator.is_main_process:
+            folder = self.config.out / "checkpoints"
+            temporary, final = folder / f"tmp-{os.getpid()}", folder / f"{step:06d}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            self.model.save_adapter(temporary)
+            torch.save(self.optimizer.state_dict(), temporary / "optimizer.pt")
+            state = {"step": step, "config": plain(self.config), "history": self.history}
+            write_json(temporary / "state.json", state)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            for old in folder.iterdir():
+                if old != final:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        if self.accelerator.is_main_process:
+            about = {"config": plain(self.config), **provenance(self.started), "history": self.history}
+            write_json(self.config.out / "result.json", about)
+        self.accelerator.end_training()
