@@ -26,7 +26,7 @@ GUIDANCE = 2.5
 PAIRS = 3_072
 PAIR_STEPS = 8  # a multiple of 4, so that the path passes the student's own noise levels
 REGRESSION_STEPS = 700
-MATCHING_STEPS = 6_000
+MATCHING_STEPS = 1_200
 BATCH = 32
 FAKE_PER_GENERATOR = 3
 # The first step alone decides the one-step picture, and the content of the four-step one.
