@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ def command_line(
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse, prepare, run. What is wrong with the input is known after `prepare`, and said in one line."""
+    transformers.utils.logging.disable_progress_bar()  # a bar for each small file that is loaded says nothing
     try:
         ready = prepare(parse(argv))
     except (ValueError, OSError) as error:
@@ -65,6 +67,8 @@ def read_prompts(name: str) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"prompts file {name!r} is not UTF-8 text: give a text file with a prompt a line") from None
+    except OSError as error:
+        raise PermissionError(f"prompts file {name!r} cannot be read ({error.strerror}): give another one") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"prompts file {name!r} is empty: write a prompt a line")
@@ -116,7 +120,6 @@ def provenance(started: float) -> dict[str, Any]:
     import accelerate
     import diffusers
     import peft
-    import transformers
 
     packages = (torch, diffusers, transformers, peft, accelerate)
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "python"

@@ -67,7 +67,9 @@ def read_picture(path: Path, size: int) -> Tensor:
     except (UnidentifiedImageError, OSError):
         raise ValueError(f"{path} is not a picture: replace it or drop its pair") from None
     if picture.size != (size, size):
-        raise ValueError(f"{path} is {picture.width}x{picture.height}: expected {size}x{size}, as the model draws")
+        raise ValueError(
+            f"{path} is {picture.width}x{picture.height}: the model draws {size}x{size}: resize it or drop its pair"
+        )
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 

@@ -5,6 +5,7 @@ Adding a method is adding a loss here and a recipe for each scale; the loops do 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -101,12 +102,12 @@ ONLINE_FULL = FULL | {
     "sum_steps": ("outside", CODE + "; the paper prints the sum inside"),
 }
 OFFLINE_POCKET = POCKET | {
-    "pairs": ("reproduce/runs/pairs", OURS),
+    "pairs": (Path("reproduce/runs/pairs"), OURS),
     "updates": (500, TRIAL),
     "batch": (64, PAPER),
 }
 OFFLINE_FULL = FULL | {
-    "pairs": ("pairs", PAPER + ": Pick-a-Pic v2 without ties; no longer published, so build or bring pairs"),
+    "pairs": (Path("pairs"), PAPER + ": Pick-a-Pic v2 without ties; no longer published, so build or bring pairs"),
     "updates": (5000, PAPER),
     "batch": (64, PAPER),
     "beta": (50.0, PAPER),

@@ -63,8 +63,8 @@ def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
         torch.set_num_threads(config.threads)
     model = model or load(config.model)
     kernel = training_kernel(config, model)
-    prompts, latents = read_latents(Path(config.pairs), model)
-    run = Run(config, model)
+    run = Run(config, model)  # checks its settings and folder, so before the pictures are encoded
+    prompts, latents = read_latents(config.pairs, model)
     cond = model.encode_prompts(prompts)
     return Setup(config, model, prompts, latents.to(model.device), cond, kernel, run)
 

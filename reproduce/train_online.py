@@ -90,6 +90,8 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
 
         reward = load_reward(config.reward)
     run = Run(config, model)
+    if isinstance(reward, torch.nn.Module):
+        reward.to(model.device)
     return Setup(config, model, reward, prompts, model.encode_prompts(prompts), kernel, run)
 
 
