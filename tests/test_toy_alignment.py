@@ -66,7 +66,7 @@ def test_online_pso_moves_the_student_toward_the_tilted_target(base):
     """The weights are shared: the last step has no term in the loss, and drifts off the data with the others."""
     student = load_student()
     kernel = build_kernel("renoise", student.schedule, 4)
-    log = list(online_pso(student, kernel, REWARD, BETA, 200, torch.Generator().manual_seed(0)))
+    log = list(online_pso(student, kernel, REWARD, BETA, 150, torch.Generator().manual_seed(0), pairs=128))
     after = samples(student)
     before, now = kl(base, TILTED), kl(after, TILTED)
     print(f"KL to the tilted target: {before} -> {now}; reward {mean_reward(base):.3f} -> {mean_reward(after):.3f}")
@@ -81,7 +81,9 @@ def test_online_pso_moves_the_student_toward_the_tilted_target(base):
 def test_online_pso_with_the_last_step_held(base):
     student = load_student()
     kernel = build_kernel("renoise", student.schedule, 4)
-    list(online_pso(student, kernel, REWARD, BETA, 120, torch.Generator().manual_seed(0), hold_last_step=True))
+    list(
+        online_pso(student, kernel, REWARD, BETA, 120, torch.Generator().manual_seed(0), pairs=128, hold_last_step=True)
+    )
     after = samples(ReferenceLastStep(student, int(kernel.timesteps[-1])))
     before, now = kl(base, TILTED), kl(after, TILTED)
     print(f"KL to the tilted target: {before} -> {now}; reward {mean_reward(base):.3f} -> {mean_reward(after):.3f}")
