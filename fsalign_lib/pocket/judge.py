@@ -23,14 +23,21 @@ COUNT = slice(53, 57)  # 1, 2, 3, 4 animals
 PLACE = slice(57, 66)  # none, then PLACES
 LABELS = 66
 
-# About the lower quartile of rendered pictures; below it a picture looks soft.
-CRISP_RENDER = 0.065
+# A little above the median of rendered pictures; below it a picture looks soft.
+CRISP_RENDER = 0.085
 WARMTH_SPAN = 0.25
 
 
 @dataclass(frozen=True)
 class Taste:
-    """Utility = alignment * (what was asked is shown) + warmth * (warm light) + crispness * (sharp outlines)."""
+    """Utility = alignment * (what was asked is shown) + warmth * (warm light) + crispness * (sharp outlines).
+
+    The weights take account of how much each term varies. Over pictures that a good four-step student draws of one
+    prompt, warmth has a standard deviation near 0.26 (the background may have any hue), crispness near 0.02 and
+    alignment, when the content is right, near 0.005. With weights of 1, 4 and 5 a preference would be one for warm
+    backgrounds and little else, and a model aligned with it turns orange. These make crispness count about three times
+    as much as warmth, and let alignment decide wherever the content is wrong.
+    """
 
     alignment: float
     warmth: float
@@ -38,10 +45,10 @@ class Taste:
 
 
 TASTES = {
-    "pickscore": Taste(alignment=5.0, warmth=1.0, crispness=4.0),
-    "hps": Taste(alignment=4.0, warmth=1.5, crispness=4.0),
-    "imagereward": Taste(alignment=6.0, warmth=0.3, crispness=3.0),
-    "aesthetic": Taste(alignment=0.0, warmth=2.0, crispness=5.0),
+    "pickscore": Taste(alignment=8.0, warmth=0.3, crispness=12.0),
+    "hps": Taste(alignment=6.0, warmth=0.5, crispness=10.0),
+    "imagereward": Taste(alignment=12.0, warmth=0.1, crispness=8.0),
+    "aesthetic": Taste(alignment=0.0, warmth=0.8, crispness=14.0),
 }
 
 

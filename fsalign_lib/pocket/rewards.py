@@ -5,6 +5,7 @@ the autoencoder with noise on its latents (as an unfinished sampler would leave 
 of the two give one noisy choice for each kind of annotator; a reward sees the choice alone.
 """
 
+import math
 import random
 from pathlib import Path
 
@@ -140,6 +141,8 @@ def train_clip(name: str, model, pictures, facts, tokenizer, work: Path, out: Pa
     """PickScore and HPS: Bradley-Terry fine-tuning of a contrastive network."""
     ids = token_ids(tokenizer, captions(facts, seed))
     pairs, _, ids = preferences(pictures, facts, ids, work, out, seed)
+    with torch.no_grad():  # the contrastive scale is far too sure of itself for noisy choices
+        model.logit_scale.fill_(math.log(10))
     return bradley_terry(name, model, clip_score(model, ids), pairs, name, work, seed + 2, lr=1e-4)
 
 
