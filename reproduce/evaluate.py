@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from common import command_line, plain, positive, provenance, read_prompts, writable_folder, write_json
-from runs import last_checkpoint
-from scoring import DEFAULT_METRICS, Metric, load_metrics
 from torch import Tensor
 from tqdm import tqdm
 
+from common import command_line, plain, positive, provenance, read_prompts, writable_folder, write_json
 from fsalign_lib.kernels import build_kernel
 from fsalign_lib.metrics import Interval
 from fsalign_lib.models import LatentModel, load
 from fsalign_lib.pocket.captions import parse
 from fsalign_lib.rollout import rollout, seeded_noise
+from runs import last_checkpoint
+from scoring import DEFAULT_METRICS, Metric, load_metrics
 
 EVALUATION = -1  # in the place of the training round in `seeded_noise`
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import diffusers
 import pytest
-import tiny
 import torch
 from PIL import Image
+
+import tiny
 
 import pairs as pair_files  # isort: skip (tiny puts reproduce/ on the path)
 import train_offline  # isort: skip

@@ -4,14 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
-import evaluate  # isort: skip (tiny puts reproduce/ on the path)
+import evaluate
 import runs
 import scoring
+import tiny
 import train_online
-
 from fsalign_lib import metrics, models
 from fsalign_lib.pocket import networks
 from fsalign_lib.pocket.captions import ANIMALS

@@ -4,9 +4,9 @@ import json
 
 import diffusers
 import pytest
-import tiny
 import torch
 
+import tiny
 from fsalign_lib import models
 from fsalign_lib.kernels import build_kernel
 from fsalign_lib.rollout import rollout, seeded_noise

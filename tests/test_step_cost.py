@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -1,14 +1,11 @@
 """A random pipeline in the pocket's layout, small enough for tests: 32x32 pictures, latents 4x8x8."""
 
 import json
-import sys
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reproduce"))
 
 PROMPTS = ["a cat", "a dog", "two cats", "a red colored dog", "a dog on the moon", "a cat in the snow"]
 TEXT_LENGTH = 8
