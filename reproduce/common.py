@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -86,11 +87,17 @@ def writable_folder(folder: Path) -> None:
         raise PermissionError(f"cannot write to {folder} ({error.strerror}): choose another --out") from None
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_text(path: Path, text: str) -> None:
     """Atomic: a killed run leaves the last whole file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomic, indented, with lists of numbers on one line each."""
+    text = json.dumps(content, indent=1)
+    write_text(path, re.sub(r"\[\n[^][{}\"]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 def plain(config: Any) -> dict[str, Any]:

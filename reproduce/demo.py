@@ -63,7 +63,7 @@ PARTS = (
             Row("clipscore", "CLIP score", 4),
             Row("imagereward", "ImageReward", 3),
             Row("diversity", "diversity", 4),
-            Row("sharpness", "sharpness", 4),
+            Row("sharpness", "sharpness", 5),
         ),
     ),
     Part("animals", 4, (Row("accuracy", "animal accuracy", 3),)),
@@ -172,7 +172,8 @@ def table(before: Sequence[dict], after: Sequence[dict], difference: Mapping[str
                 f"{gap.estimate:+12.{d}f}   [{gap.low:+.{d}f}, {gap.high:+.{d}f}]"
             )
     held_out, animals = (f"{len(prompts(part.prompts))} prompts, {part.seeds} pictures each" for part in PARTS)
-    lines.append(f"Held-out combinations: {held_out}; animal accuracy: {animals}; the same start noise on both sides.")
+    lines.append(f"On held-out combinations: {held_out}. Animal accuracy: {animals}.")
+    lines.append("Both sides start from the same noise; the intervals are over prompts, of this one training run.")
     return "\n".join(lines)
 
 
@@ -196,8 +197,8 @@ def figure(before: Tensor, after: Tensor, names: Sequence[str], title: str, colu
     for number, cell in enumerate(sheet.axes[::columns]):
         side = "after" if number % 2 else "before"
         cell.text(-0.06, 0.5, side, transform=cell.transAxes, rotation=90, ha="right", va="center", fontsize=8)
-    width, height = sheet.get_size_inches()
-    sheet.set_size_inches(width + 0.3, height + 0.7)
+    groups = -(-len(names) // columns)
+    sheet.set_size_inches(columns + 0.3, 2 * groups + 0.36 * groups + 0.55)  # pictures, captions, title and credit
     sheet.suptitle(title, fontsize=9)
     sheet.supxlabel(CREDIT, fontsize=6.5)
     return sheet

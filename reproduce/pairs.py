@@ -1,6 +1,6 @@
 """Preference pairs on disk: read and check them, or build them from another generator and the simulated judge.
 
-python reproduce/pairs.py --out reproduce/runs/pairs --count 2000
+python reproduce/pairs.py --out reproduce/runs/pairs
 
 A folder holds `pairs.jsonl`, one object a line {"prompt": ..., "winner": "a.png", "loser": "b.png", "label": 1}, and
 the pictures. "label" may be left out; 0.5 is a tie, which no loss here can use, so it is refused.
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from common import command_line, generator, plain, positive, provenance, read_prompts, writable_folder, write_json
 from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from common import command_line, generator, plain, positive, provenance, read_prompts, writable_folder, write_json
 from fsalign_lib.kernels import build_kernel
 from fsalign_lib.models import LatentModel, load
 from fsalign_lib.pocket import judge
@@ -100,10 +100,10 @@ class PairConfig:
     prompts: str = "train"
     taste: str = "pickscore"
     """Which kind of annotator judges (see fsalign_lib.pocket.judge)."""
-    count: int = 2000
+    count: int = 640
     """Pairs sampled; the ties among them are dropped."""
-    batch: int = 50
-    steps: int = 20
+    batch: int = 32
+    steps: int = 10
     """DDIM steps."""
     guidance: tuple[float, float] = (1.0, 4.0)
     """Each side of each batch draws its guidance weight uniformly from here."""

@@ -103,8 +103,8 @@ ONLINE_FULL = FULL | {
 }
 OFFLINE_POCKET = POCKET | {
     "pairs": (Path("reproduce/runs/pairs"), OURS),
-    "updates": (500, TRIAL),
-    "batch": (64, PAPER),
+    "updates": (130, OURS + ": as many as online PSO, on as many pairs"),
+    "batch": (32, OURS + ": as online PSO"),
 }
 OFFLINE_FULL = FULL | {
     "pairs": (Path("pairs"), PAPER + ": Pick-a-Pic v2 without ties; no longer published, so build or bring pairs"),

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import recipes
 import torch
 import tyro
 from accelerate import Accelerator
-from common import plain, positive, provenance, writable_folder, write_json
 from torch import Tensor
 
+import recipes
+from common import plain, positive, provenance, writable_folder, write_json
 from fsalign_lib.kernels import Kernel, Reduction, build_kernel, require_stochastic
 from fsalign_lib.losses.preference import Steps
 from fsalign_lib.models import LatentModel, Training
@@ -117,7 +117,7 @@ class Run:
     def __init__(self, config: TrainConfig, model: LatentModel):
         positive(config, "lr", "beta", "grad_clip", "save_every", "rank")
         self.config, self.model, self.started = config, model, time.time()
-        self.start, self.history = 0, []
+        self.start, self.history, self.before = 0, [], 0.0
         checkpoint = last_checkpoint(config.out)
         if checkpoint is not None and not config.resume:
             raise ValueError(f"{config.out} holds a run already: pass --resume to go on, or choose another --out")
@@ -138,7 +138,7 @@ class Run:
         if state:
             model.load_adapter(checkpoint)
             optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True))
-            self.start, self.history = state["step"], state["history"]
+            self.start, self.history, self.before = state["step"], state["history"], state["wall_seconds"]
         model.network, self.optimizer = self.accelerator.prepare(model.unet, optimizer)
         if config.tracker:
             simple = {k: v for k, v in plain(config).items() if isinstance(v, (int, float, str))}
@@ -194,6 +194,7 @@ class Run:
             self.model.save_adapter(temporary)
             torch.save(self.optimizer.state_dict(), temporary / "optimizer.pt")
             state = {"step": step, "config": plain(self.config), "history": self.history}
+            state["wall_seconds"] = self.before + time.time() - self.started
             write_json(temporary / "state.json", state)
             if final.exists():
                 shutil.rmtree(final)
@@ -205,6 +206,6 @@ class Run:
 
     def finish(self) -> None:
         if self.accelerator.is_main_process:
-            about = {"config": plain(self.config), **provenance(self.started), "history": self.history}
+            about = {"config": plain(self.config), **provenance(self.started - self.before), "history": self.history}
             write_json(self.config.out / "result.json", about)
         self.accelerator.end_training()

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import recipes
 import torch
-from common import check_finite, command_line, generator, positive
-from pairs import read_latents
-from runs import Run, TrainConfig, parse_training, training_kernel
 from torch import Tensor
 from tqdm import tqdm
 
+import recipes
+from common import check_finite, command_line, generator, positive
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.losses.preference import squared_error
 from fsalign_lib.models import LatentModel, load
 from fsalign_lib.rollout import seeded_noise
+from pairs import read_latents
+from runs import Run, TrainConfig, parse_training, training_kernel
 
 
 @dataclass(kw_only=True)

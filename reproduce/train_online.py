@@ -10,16 +10,16 @@ and losers in one forward. The reference's log-probs are computed once a round.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import recipes
 import torch
-from common import check_finite, command_line, generator, positive, read_prompts
-from runs import Run, TrainConfig, parse_training, training_kernel
 from torch import Tensor
 from tqdm import tqdm
 
+import recipes
+from common import check_finite, command_line, generator, positive, read_prompts
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.models import LatentModel, load
 from fsalign_lib.rollout import Trajectory, rollout, seeded_noise, step_log_probs
+from runs import Run, TrainConfig, parse_training, training_kernel
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]  # pictures (B, 3, H, W) in [0, 1], prompts -> (B,)
 

@@ -1,0 +1,184 @@
+"""The Markdown of a table, made from its result alone: the page in results/, and the marked blocks of the READMEs."""
+
+import csv
+import re
+import statistics
+from pathlib import Path
+
+from claims import Claim, count, read_claims
+from common import ROOT, write_text
+from table_runs import Table, row_cells
+
+PAPERS = Path(__file__).parent / "papers"
+NOT_RUN = "not run"
+
+
+def printed(table: Table) -> dict[tuple[str, str, int], dict[str, str]]:
+    """The paper's numbers: (prompts, row, steps) -> metric -> as printed."""
+    with (PAPERS / f"{table.name}.csv").open(newline="") as file:
+        return {(line["prompts"], line["row"], int(line["steps"])): line for line in csv.DictReader(file)}
+
+
+def ours(table: Table, result: dict | None, row: str, cell: str, metric: str, decimals: int) -> str:
+    """ "22.40 ± 0.02": mean and standard deviation over training seeds."""
+    cells = row_cells(table, result["runs"], row, cell) if result else None
+    if not cells:
+        return NOT_RUN
+    means = [found["means"][metric] for found in cells]
+    if None in means:
+        return "none"
+    spread = f" ± {statistics.stdev(means):.{decimals}f}" if len(means) > 1 else ""
+    return f"{statistics.mean(means):.{decimals}f}{spread}"
+
+
+def verdict(claim: Claim | None, result: dict | None, decimals: int) -> str:
+    """ "reproduced, +0.21 [+0.10, +0.32]" """
+    if claim is None:
+        return "not claimed"
+    found = {c["id"]: c for c in result["claims"]}[claim.id] if result else {"status": NOT_RUN}
+    if "low" not in found:
+        return found["status"]
+    estimate, low, high = (f"{found[key]:+.{decimals + 1}f}" for key in ("estimate", "low", "high"))
+    return f"{found['status']}, {estimate} [{low}, {high}]"
+
+
+def lines(header: list[str], rows: list[list[str]]) -> str:
+    table = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in table)
+
+
+def section(table: Table, result: dict | None, prompts: str, steps: int) -> str:
+    """One prompt set at one number of steps: the paper's values, ours, and each claim's status."""
+    title, own = table.prompts[prompts]
+    cell, paper = f"{prompts}-{steps}", printed(table)
+    claims = {
+        (c.metric, c.above, c.below): c for c in read_claims(table.id) if (c.prompts, c.steps) == (prompts, steps)
+    }
+    against = [name for name in table.rows if any(c.below == name for c in claims.values())]
+    body = []
+    for metric, (label, decimals) in table.metrics.items():
+        for number, (name, row) in enumerate(table.rows.items()):
+            values = [paper[prompts, name, steps][metric], ours(table, result, name, cell, metric, decimals)]
+            for other in against:
+                later = number > list(table.rows).index(other)
+                values.append(verdict(claims.get((metric, name, other)), result, decimals) if later else "")
+            body.append([label, row.title, *values])
+    header = ["metric", "row", "paper", "ours", *(f"above {table.rows[name].title}" for name in against)]
+    beside = [
+        [row.title, *(ours(table, result, name, cell, metric, d) for metric, (_, d) in table.beside.items())]
+        for name, row in table.rows.items()
+    ]
+    return "\n\n".join(
+        [
+            f"## {title} (here `{own}`), {steps} step{'s' * (steps > 1)}",
+            lines(header, body),
+            "Beside the paper's metrics, on the same pictures:",
+            lines(["row", *(label for label, _ in table.beside.values())], beside),
+        ]
+    )
+
+
+def tally(table: Table, result: dict | None) -> str:
+    """How many claims have which status, by comparison and metric."""
+    claims = read_claims(table.id)
+    status = {c["id"]: c["status"] for c in result["claims"]} if result else {}
+    pairs = dict.fromkeys((c.above, c.below) for c in claims)
+    body = []
+    for above, below in pairs:
+        cells = []
+        for metric in table.metrics:
+            found = [
+                status.get(c.id, NOT_RUN) for c in claims if (c.above, c.below, c.metric) == (above, below, metric)
+            ]
+            cells.append(count(found) if found else "not claimed")
+        body.append([f"{table.rows[above].title} above {table.rows[below].title}", *cells])
+    return lines(["claim", *(label for label, _ in table.metrics.values())], body)
+
+
+def total(table: Table, result: dict | None) -> str:
+    status = [c["status"] for c in result["claims"]] if result else []
+    return count(status or [NOT_RUN])
+
+
+def hours(result: dict | None) -> float | None:
+    """Of all runs, one after the other."""
+    if not result or not result["runs"]:
+        return None
+    parts = [result["pairs"]] + [run[key] for run in result["runs"] for key in ("training", "evaluation")]
+    return sum(part["wall_seconds"] for part in parts if part) / 3600
+
+
+def memory(result: dict | None) -> float | None:
+    """The largest process, in GB."""
+    if not result or not result["runs"]:
+        return None
+    parts = [run[key] for run in result["runs"] for key in ("training", "evaluation")]
+    return max(part["peak_memory_mb"] for part in parts if part) / 1024
+
+
+def page(table: Table, result: dict | None) -> str:
+    """The whole Markdown page of a table; None: nothing was run."""
+    parts = [
+        f"# {table.title}",
+        f"Made by `python reproduce/{table.name}.py`; do not edit. Paper: the printed value. Ours: mean ± standard "
+        f"deviation over {len(table.seeds)} training seeds, on the pocket world: compare the differences, not the "
+        "values. A claim is *reproduced* when the 95% paired bootstrap interval of its difference, over training "
+        "seeds, prompts and pictures, lies above 0, *contradicted* when it lies below, *inconclusive* when it holds 0.",
+        f"**Claims: {total(table, result)}.**",
+        tally(table, result),
+    ]
+    if result and result["smoke"]:
+        parts.insert(1, "**A smoke run: settings cut down until it is quick. Its numbers mean nothing.**")
+    parts += [section(table, result, prompts, steps) for prompts in table.prompts for steps in table.steps]
+    return "\n\n".join(parts + ([about(result)] if result else [])) + "\n"
+
+
+def about(result: dict) -> str:
+    """Where the numbers come from."""
+    body = []
+    for run in result["runs"]:
+        training, evaluation = run["training"], run["evaluation"]
+        name = run["row"] if run["seed"] is None else f"{run['row']}, seed {run['seed']}"
+        minutes = [f"{part['wall_seconds'] / 60:.1f}" if part else "" for part in (training, evaluation)]
+        made = training or evaluation
+        memory = max(part["peak_memory_mb"] for part in (training, evaluation) if part)
+        body.append(
+            [name, *minutes, f"{memory} MB", f"{made['device']}, {made['threads']} threads", made["commit"] or ""]
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    table = lines(["run", "training, min", "evaluation, min", "memory", "device", "commit"], body)
+    beside = "Settings, commands and every picture's scores are in the JSON beside this page."
+    return f"## Runs\n\n{table}\n\n{versions}. {beside}"
+
+
+def readme_row(table: Table, result: dict | None) -> str:
+    """The table of reproduce/README.md."""
+    time, size = hours(result), memory(result)
+    row = [
+        f"[{table.title}](results/{table.name}.md)",
+        f"`python reproduce/{table.name}.py`",
+        result["scale"] if result else "pocket",
+        NOT_RUN if time is None else f"{time:.1f}",
+        NOT_RUN if size is None else f"{size:.1f} GB",
+        total(table, result),
+    ]
+    return lines(["table", "command", "scale", "hours", "memory", "status of its claims"], [row])
+
+
+def update_block(path: Path, name: str, text: str) -> None:
+    """Put text between <!-- name:begin --> and <!-- name:end -->; a file without the markers stays as it is."""
+    if path.exists() and (found := replace_block(path.read_text(encoding="utf-8"), name, text)) is not None:
+        write_text(path, found)
+
+
+def replace_block(content: str, name: str, text: str) -> str | None:
+    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}{text}\n{m[2]}", content) if pattern.search(content) else None
+
+
+def write_pages(table: Table, result: dict | None, out: Path, readmes: bool) -> None:
+    """results/<name>.md, and the READMEs' blocks if these are the results that are committed."""
+    write_text(out / f"{table.name}.md", page(table, result))
+    if readmes:
+        update_block(ROOT / "reproduce" / "README.md", table.name, readme_row(table, result))
+        update_block(ROOT / "README.md", table.name, tally(table, result))
