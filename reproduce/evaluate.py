@@ -46,6 +46,17 @@ def sample(model: LatentModel, kernel_name: str | None, steps: int, prompts: Seq
     return model.decode(rollout(model, kernel, cond, noise).final).unflatten(0, (-1, len(seeds)))
 
 
+def check(prompts: Sequence[str], seeds: Sequence[int], metrics: Sequence[str] | Mapping[str, Metric]) -> None:
+    """Raise a ValueError where there is nothing to score, or a metric cannot be had from it."""
+    if not prompts or not seeds:
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one of each")
+    if "diversity" in metrics and len(seeds) < 2:
+        raise ValueError("diversity needs 2 seeds or more for each prompt: give more seeds, or leave the metric out")
+    if "accuracy" in metrics:
+        for prompt in prompts:
+            parse(prompt)
+
+
 def evaluate(
     model: LatentModel,
     kernel_name: str | None,
@@ -72,13 +83,7 @@ def evaluate(
         ValueError: no prompt or seed, an unknown metric, a prompt outside the grammar for "accuracy".
         FloatingPointError: a score that is not finite, with its prompt.
     """
-    if not prompts or not seeds:
-        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one of each")
-    if "diversity" in metrics and len(seeds) < 2:
-        raise ValueError("diversity needs 2 seeds or more for each prompt: give more seeds, or leave the metric out")
-    if "accuracy" in metrics:
-        for prompt in prompts:
-            parse(prompt)
+    check(prompts, seeds, metrics)
     if not isinstance(metrics, Mapping):
         metrics = load_metrics(metrics, model.device)
     scores: dict[str, list] = {name: [] for name in metrics}
@@ -95,7 +100,7 @@ def evaluate(
                 where = f"prompt {names[row]!r} (seed {seeds[row % len(seeds)]})"
                 raise FloatingPointError(f"metric {name} is {values[row].item()} for {where}: look at its picture")
             rows = values.unflatten(0, (-1, len(seeds))).tolist()
-            scores[name] += [[None if v != v else round(v, 6) for v in row] for row in rows]
+            scores[name] += [[None if v != v else round(v, 5) for v in row] for row in rows]
     return {
         "kernel": kernel_name or model.kernel,
         "steps": steps,
@@ -195,6 +200,10 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
     """Check the settings, load what they name. A model or metrics that are given are taken in place of the named."""
     positive(config, "seeds")
     prompts = {name: read_prompts(name) for name in config.prompts}
+    for some in prompts.values():
+        check(some, range(config.seeds), metrics or config.metrics)
+    if config.out.is_dir():
+        raise ValueError(f"{config.out} is a folder: name a file with --out")
     if config.threads:
         torch.set_num_threads(config.threads)
     model = model or load(config.model)

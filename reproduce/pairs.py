@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common import command_line, generator, plain, positive, provenance, read_prompts, writable_folder, write_json
 from fsalign_lib.kernels import build_kernel
 from fsalign_lib.models import LatentModel, load
-from fsalign_lib.pocket import judge
+from fsalign_lib.pocket import captions, judge
 from fsalign_lib.rollout import rollout, seeded_noise
 
 Utility = Callable[[Tensor, Sequence[str]], Tensor]  # pictures in [0, 1], prompts -> (B,)
@@ -132,7 +132,10 @@ def prepare(config: PairConfig, model: LatentModel | None = None, utility: Utili
     prompts = read_prompts(config.prompts)
     model = model or load(config.model)
     build_kernel("ddim", model.schedule, config.steps)
-    utility = utility or pocket_utility(config.taste)
+    if utility is None:
+        for prompt in prompts:
+            captions.parse(prompt)
+        utility = pocket_utility(config.taste)
     writable_folder(config.out)
     return Builder(config, model, prompts, utility)
 

@@ -165,7 +165,9 @@ def finished(work: Work, row: str, seed: int | None) -> bool:
     if not path.exists():
         return False
     if json.loads(path.read_text())["settings"] != settings(work, row, seed):
-        raise ValueError(f"{path} was made with other settings or weights: remove {work.folder}, or choose another")
+        raise ValueError(
+            f"{path} was made with other settings or weights: remove {work.folder}, or choose another --work"
+        )
     return True
 
 
@@ -202,13 +204,13 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
 def build_pairs(work: Work) -> None:
     """Once: pairs from the teacher, ranked by the simulated judge."""
     config = pair_config(work)
+    made = {key: value for key, value in plain(config).items() if key not in ("out", "threads")} | {"by": work.weights}
+    note = config.out / "settings.json"
     if not (config.out / "pairs.jsonl").exists():
         pair_files.build(pair_files.prepare(config, utility=work.world.utility))
-        return
-    found = json.loads((config.out / "about.json").read_text())["config"]
-    other = [k for k, v in plain(config).items() if k not in ("out", "threads") and found.get(k) != v]
-    if other:
-        raise ValueError(f"{config.out} was built with another {', '.join(other)}: remove it")
+        write_json(note, made)
+    elif not note.exists() or json.loads(note.read_text()) != made:
+        raise ValueError(f"{config.out} was built with other settings or weights: remove it, or choose another --work")
 
 
 def gather(table: Table, folder: Path, started: float, smoke: bool = False) -> dict:

@@ -142,13 +142,16 @@ def about(result: dict) -> str:
         minutes = [f"{part['wall_seconds'] / 60:.1f}" if part else "" for part in (training, evaluation)]
         made = training or evaluation
         memory = max(part["peak_memory_mb"] for part in (training, evaluation) if part)
-        body.append(
-            [name, *minutes, f"{memory} MB", f"{made['device']}, {made['threads']} threads", made["commit"] or ""]
-        )
+        body.append([name, *minutes, f"{memory} MB", f"{made['device']}, {made['threads']} threads", commit(made)])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    table = lines(["run", "training, min", "evaluation, min", "memory", "device", "commit"], body)
+    table = lines(["run", "training, min", "evaluation, min", "memory of the process", "device", "commit"], body)
     beside = "Settings, commands and every picture's scores are in the JSON beside this page."
     return f"## Runs\n\n{table}\n\n{versions}. {beside}"
+
+
+def commit(made: dict) -> str:
+    """The start of its hash, with a plus where files had been changed."""
+    return re.sub(r"^(.{9})[^+]*(\+?).*", r"\1\2", made["commit"] or "")
 
 
 def readme_row(table: Table, result: dict | None) -> str:
