@@ -8,13 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
+import demo
+import evaluate
+import pairs as pair_files
+import pso_table2
+import recipes
+import step_cost
 import tiny
+import train_offline
+import train_online
+from fsalign_lib import models, rewards
 
-import pairs as pair_files  # isort: skip (tiny puts reproduce/ on the path)
-import train_offline  # isort: skip
-import train_online  # isort: skip
-
-from fsalign_lib import rewards  # noqa: E402
+LOAD_REWARD, POCKET_UTILITY = rewards.load_reward, pair_files.pocket_utility
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +129,23 @@ def build_pairs(refused, folder, prompts, tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture
+def evaluation(refused, folder, prompts, tmp_path):
+    def run(*argv, **kwargs):
+        usual = {"--model": folder, "--prompts": prompts, "--out": tmp_path / "run" / "scores.json"}
+        usual |= {"--metrics": "sharpness", "--steps": 2, "--seeds": 2}
+        return refused(evaluate.main, *merge(usual, argv), **kwargs)
+
+    return run
+
+
 def merge(usual, argv):
     """The usual options, with those given in place of the same ones."""
     options = usual | dict(zip(argv[::2], argv[1::2], strict=True))
     return [part for option in options.items() for part in option]
 
 
-@pytest.fixture(params=["online", "offline", "build_pairs"])
+@pytest.fixture(params=["online", "offline", "build_pairs", "evaluation"])
 def script(request):
     return request.getfixturevalue(request.param)
 
@@ -162,17 +177,42 @@ def test_unknown_scale(training):
 
 
 def test_unknown_reward(online, monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr(rewards, "load_reward", LOAD_REWARD)
     assert "unknown reward 'picscore'; choose one of pickscore, clipscore" in online("--reward", "picscore")
 
 
 def test_unknown_taste(build_pairs, monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr(pair_files, "pocket_utility", POCKET_UTILITY)
     assert "unknown taste 'sweet': choose from pickscore" in build_pairs("--taste", "sweet")
 
 
-def test_unknown_kernel(training):
-    assert "unknown kernel 'heun': expected one of renoise, euler-ancestral, ddim" in training("--kernel", "heun")
+@pytest.fixture(params=["online", "offline", "evaluation"])
+def takes_a_kernel(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_unknown_kernel(takes_a_kernel):
+    assert "unknown kernel 'heun': expected one of renoise, euler-ancestral" in takes_a_kernel("--kernel", "heun")
+
+
+def test_unknown_metric(evaluation):
+    assert "unknown metric 'fid': choose from pickscore, clipscore" in evaluation("--metrics", "fid")
+
+
+def test_metrics_that_cannot_be_had(evaluation, prompts):
+    assert "diversity needs 2 seeds or more" in evaluation("--metrics", "diversity", "--seeds", 1)
+    prompts.write_text("a cat\na cat that reads a newspaper")
+    told = evaluation("--metrics", "accuracy")
+    assert "prompt 'a cat that reads a newspaper' is not in the pocket world's grammar; write it like" in told
+
+
+def test_weights_that_are_not_there(refused, tmp_path, monkeypatch):
+    preset = models.Preset(str(tmp_path), branch="student", kernel="euler-ancestral")
+    monkeypatch.setattr(models, "POCKET", tmp_path)
+    monkeypatch.setitem(models.PRESETS, "pocket-turbo", preset)
+    for main, argv in ((demo.main, ["--out", tmp_path / "out"]), (step_cost.main, [])):
+        told = refused(main, *argv)
+        assert "model 'pocket-turbo': its weights are not in" in told and "python -m fsalign_lib.pocket.build" in told
 
 
 # steps and other numbers
@@ -195,15 +235,29 @@ def test_numbers_that_must_be_positive(online, name, value):
     assert name[2:] in told and str(value) in told and "expected more than 0" in told
 
 
+@pytest.mark.parametrize("name,value", [("--rounds", 0), ("--pairs", -3), ("--lr", 0)])
+def test_numbers_of_the_demo(refused, tmp_path, name, value):
+    told = refused(demo.main, name, value, "--out", tmp_path / "out")
+    assert told.startswith(f"error: {name[2:]} = {value}") and "expected more than 0" in told
+
+
+def test_numbers_of_the_benchmark(refused):
+    assert "repetitions = 0: expected more than 0" in refused(step_cost.main, "--repetitions", 0)
+
+
+def test_seeds_that_the_table_lacks(refused, tmp_path):
+    assert "seeds [7]: the table has the training seeds" in refused(pso_table2.main, "--seeds", 7, "--out", tmp_path)
+
+
 # prompts
 
 
-@pytest.fixture(params=["online", "build_pairs"])
+@pytest.fixture(params=["online", "build_pairs", "evaluation"])
 def reads_prompts(request):
     return request.getfixturevalue(request.param)
 
 
-def test_prompts_that_cannot_be_read(reads_prompts, tmp_path, monkeypatch):
+def test_prompts_that_cannot_be_read(reads_prompts, tmp_path):
     path = tmp_path / "some.txt"
     assert f"prompts file '{path}' does not exist: give a text file" in reads_prompts("--prompts", path)
     path.write_text(" \n\n")
@@ -226,6 +280,12 @@ def test_prompts_without_permission_to_read(reads_prompts, prompts, monkeypatch)
     monkeypatch.setattr(Path, "read_text", locked)
     told = reads_prompts()
     assert f"prompts file '{prompts}' cannot be read (Permission denied)" in told
+
+
+def test_prompts_that_the_judge_cannot_judge(build_pairs, prompts):
+    prompts.write_text("a cat\na cat that reads a newspaper")
+    told = build_pairs()
+    assert "prompt 'a cat that reads a newspaper' is not in the pocket world's grammar; write it like" in told
 
 
 # pairs
@@ -270,7 +330,19 @@ def test_no_permission_to_write(script, tmp_path):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "run"
     told = script("--out", out)
-    assert f"cannot write to {out}" in told and "choose another --out" in told
+    assert f"cannot write to {tmp_path / 'file'}" in told and "choose another --out" in told
+
+
+@pytest.mark.parametrize("main", [demo.main, pso_table2.main])
+def test_no_permission_to_write_whole_tables(refused, tmp_path, main):
+    (tmp_path / "file").write_text("")
+    told = refused(main, "--out", tmp_path / "file" / "out")
+    assert f"cannot write to {tmp_path / 'file' / 'out'}" in told and "choose another --out" in told
+
+
+def test_a_folder_where_a_file_is_written(evaluation, tmp_path):
+    told = evaluation("--out", tmp_path)
+    assert f"{tmp_path} is a folder" in told and "name a file with --out" in told
 
 
 def test_a_folder_that_holds_something_already(online, build_pairs, pair_folder, tmp_path, folder, prompts):
@@ -295,6 +367,18 @@ def test_resuming_the_run_of_another_model(refused, folder, other, prompts, tmp_
     assert "was trained from" in told and "load the model that it belongs to" in told
 
 
+def test_a_checkpoint_of_another_model(evaluation, other, folder, prompts, tmp_path, bright, calls):
+    argv = ["--model", folder, "--prompts", prompts, "--pairs", 1, "--minibatch", 1, "--rounds", 1]
+    train_online.main([str(a) for a in [*argv, "--out", tmp_path / "trained"]])
+    assert {"UNet2DConditionModel", "AutoencoderKL"} <= set(calls), "network calls are seen when there are any"
+    calls.clear()
+    told = evaluation("--model", other, "--checkpoint", tmp_path / "trained")
+    assert f"was trained from '{folder}'" in told and f"and not from '{other}'" in told
+    assert "load the model that it belongs to" in told
+    told = evaluation("--checkpoint", tmp_path / "nowhere")
+    assert f"no trained weights in {tmp_path / 'nowhere'}: expected trained.json" in told
+
+
 # values that are not finite: known only once they are there
 
 
@@ -314,8 +398,6 @@ def test_training_that_goes_out_of_bounds(training):
 
 
 def test_a_loss_that_is_not_finite(online, monkeypatch):
-    import recipes
-
     monkeypatch.setitem(recipes.ONLINE, "pso-online", lambda data, c: (data.logp.sum() * float("nan"), {}))
     told = online(before_compute=False)
     assert "the loss is nan (seed 0, step 0, prompts 'a " in told and "lower lr" in told

@@ -6,13 +6,11 @@ import matplotlib.image
 import pytest
 import torch
 
+import demo
 import tiny
-
-import demo  # isort: skip (tiny puts reproduce/ on the path)
-
-from fsalign_lib import models  # noqa: E402
-from fsalign_lib.metrics import Interval  # noqa: E402
-from fsalign_lib.pocket import captions  # noqa: E402
+from fsalign_lib import models
+from fsalign_lib.metrics import Interval
+from fsalign_lib.pocket import captions
 
 
 def contrast(images, prompts):

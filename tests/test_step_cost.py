@@ -1,18 +1,12 @@
 """The benchmark runs, and both sides of each ratio make the network calls that its docstring counts. No time is held
 to anything here: a busy machine would decide."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+import step_cost
 import tiny
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import step_cost  # isort: skip
-import train_online  # isort: skip
+import train_online
 
 
 @pytest.fixture(scope="module")
