@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from claims import read_claims, status
 from common import plain, provenance, read_prompts, writable_folder, write_json
 from evaluate import compare, evaluate
 from fsalign_lib.models import LatentModel, load
+from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
 from pairs import PairConfig, Utility
 from runs import TrainConfig, make_config
@@ -30,6 +31,7 @@ NETWORKS = (
     *("teacher", "student", "vae", "text_encoder", "eye", "classifier"),
     *("clip", "pickscore", "imagereward", "aesthetic"),
 )
+JUDGING = ("teacher", "vae", "text_encoder", "eye")  # and drawing the pairs
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
     work = Work(table, world, folder, threads, model, metrics, prompts, weights)
     for row in table.rows:
         for seed in row_seeds(table, row):
-            finished(work, row, seed)
+            check_same(work, row, seed)
     return work
 
 
@@ -115,6 +117,11 @@ def row_seeds(table: Table, row: str) -> tuple[int | None, ...]:
 
 def run_path(folder: Path, row: str, seed: int | None) -> Path:
     return folder / (f"{row}.json" if seed is None else f"{row}-{seed}.json")
+
+
+def note_path(folder: Path, row: str, seed: int | None) -> Path:
+    """What a training run was begun with."""
+    return folder / f"{row}-{seed}" / "settings.json"
 
 
 def training_config(work: Work, row: str, seed: int) -> TrainConfig:
@@ -136,6 +143,13 @@ def pair_config(work: Work) -> PairConfig:
     return replace(config, **work.world.settings.get("pairs", {}))
 
 
+def pair_settings(work: Work) -> dict:
+    """All that the pairs depend on."""
+    config = pair_config(work)
+    kept = {key: value for key, value in plain(config).items() if key not in ("out", "threads")}
+    return kept | {"judge": asdict(judge.TASTES[config.taste]), "weights": {k: work.weights.get(k) for k in JUDGING}}
+
+
 def settings(work: Work, row: str, seed: int | None) -> dict:
     """All that a run's numbers depend on."""
     about = {
@@ -150,31 +164,21 @@ def settings(work: Work, row: str, seed: int | None) -> dict:
     config = plain(training_config(work, row, seed))
     about["training"] = {key: value for key, value in config.items() if key not in free}
     if method in recipes.OFFLINE:
-        config = plain(pair_config(work))
-        about["pairs"] = {key: value for key, value in config.items() if key not in ("out", "threads")}
+        about["pairs"] = pair_settings(work)
     return about
 
 
-def finished(work: Work, row: str, seed: int | None) -> bool:
-    """Whether the run is done.
-
-    Raises:
-        ValueError: it was done with other settings.
-    """
-    path = run_path(work.folder, row, seed)
-    if not path.exists():
-        return False
-    if json.loads(path.read_text())["settings"] != settings(work, row, seed):
-        raise ValueError(
-            f"{path} was made with other settings or weights: remove {work.folder}, or choose another --work"
-        )
-    return True
+def check_same(work: Work, row: str, seed: int | None) -> None:
+    """Raise a ValueError if the run was done, or begun, with other settings."""
+    for path in (run_path(work.folder, row, seed), note_path(work.folder, row, seed)):
+        if path.exists() and json.loads(path.read_text())["settings"] != settings(work, row, seed):
+            raise ValueError(f"{path} has other settings or weights: remove {work.folder}, or choose another --work")
 
 
 def do_run(work: Work, row: str, seed: int | None) -> None:
     """Train and evaluate one row at one seed, unless that is done."""
     path, method = run_path(work.folder, row, seed), work.table.rows[row].method
-    if finished(work, row, seed):
+    if path.exists():
         print(f"{path.stem} is done")
         return
     training = None
@@ -182,6 +186,8 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         model = work.model
     else:
         config = training_config(work, row, seed)
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(note_path(work.folder, row, seed), {"settings": settings(work, row, seed)})
         if method in recipes.ONLINE:
             setup = train_online.prepare(config, reward=work.world.reward)
             train_online.run(setup)
@@ -204,8 +210,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
 def build_pairs(work: Work) -> None:
     """Once: pairs from the teacher, ranked by the simulated judge."""
     config = pair_config(work)
-    made = {key: value for key, value in plain(config).items() if key not in ("out", "threads")} | {"by": work.weights}
-    note = config.out / "settings.json"
+    made, note = pair_settings(work), config.out / "settings.json"
     if not (config.out / "pairs.jsonl").exists():
         pair_files.build(pair_files.prepare(config, utility=work.world.utility))
         write_json(note, made)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ import table_runs
 import table_text
 import tiny
 from fsalign_lib.metrics import Interval
+from fsalign_lib.pocket.weights import WEIGHTS
 from pso_table2 import TABLE, Table2Config
 
 METRICS = (*TABLE.metrics, *TABLE.beside)
@@ -81,13 +83,29 @@ def test_statuses_are_those_of_the_pictures_scores(result):
     assert claim["estimate"] == pytest.approx(above, abs=1e-9)
 
 
-def test_finished_runs_are_skipped_and_other_settings_refused(smoke, world, capsys):
+@pytest.mark.skipif(
+    not all((WEIGHTS / name).is_dir() for name in table_runs.NETWORKS), reason="the pocket world is not built"
+)
+def test_the_smoke_command_runs_on_the_shipped_weights(tmp_path, capsys):
+    pso_table2.main(["--smoke", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "pso_table2.json").read_text())
+    assert len(found["runs"]) == 7 and all(c["status"] != "not run" for c in found["claims"])
+    assert set(found["runs"][0]["cells"]["parti-4"]["means"]) == set(METRICS)
+    assert set(found["runs"][0]["settings"]["weights"]) == {"model", *table_runs.NETWORKS}
+    assert "pso_table2.md: " in capsys.readouterr().out
+
+
+def test_finished_runs_are_skipped_and_other_settings_refused(smoke, world, tmp_path, capsys):
     files = {path: path.stat().st_mtime_ns for path in (smoke / "runs").glob("*.json")}
     pso_table2.run(pso_table2.prepare(Table2Config(smoke=True, out=smoke), world))
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert capsys.readouterr().out.count("is done") == 7
-    with pytest.raises(ValueError, match=r"other settings or weights: remove .*runs, or choose another"):
+    with pytest.raises(ValueError, match=r"base.json has other settings or weights: remove .*runs, or choose another"):
         pso_table2.prepare(Table2Config(smoke=True, out=smoke), replace(world, pictures=3))
+    begun = shutil.copytree(smoke / "runs" / "online-1", tmp_path / "runs" / "online-1")
+    with pytest.raises(ValueError, match=r"online-1/settings.json has other settings"):
+        other = {**world.settings, "pso-online": {**world.settings["pso-online"], "lr": 1e-3}}
+        pso_table2.prepare(Table2Config(smoke=True, out=begun.parents[1]), replace(world, settings=other))
 
 
 def test_a_row_that_lacks_a_seed_is_not_run(result):
