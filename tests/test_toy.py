@@ -327,6 +327,8 @@ def test_reference_stays_when_the_student_moves():
     with student.reference():
         assert torch.equal(student.predict_x0(x, 499, c), before)
         assert not student.predict_x0(x, 499, c).requires_grad
+    moved = student.predict_x0(x, 499, c)
+    assert moved.requires_grad and (moved - before).abs().max() > 0.1, "the context ends"
     twin = copy.deepcopy(student)
     with twin.reference():
         assert torch.equal(twin.predict_x0(x, 499, c), before)

@@ -81,13 +81,15 @@ def test_online_pso_moves_the_student_toward_the_tilted_target(base):
 def test_online_pso_with_the_last_step_held(base):
     student = load_student()
     kernel = build_kernel("renoise", student.schedule, 4)
-    list(
+    log = list(
         online_pso(student, kernel, REWARD, BETA, 120, torch.Generator().manual_seed(0), pairs=128, hold_last_step=True)
     )
     after = samples(ReferenceLastStep(student, int(kernel.timesteps[-1])))
     before, now = kl(base, TILTED), kl(after, TILTED)
     print(f"KL to the tilted target: {before} -> {now}; reward {mean_reward(base):.3f} -> {mean_reward(after):.3f}")
     assert now.high < 0.5 * before.low
+    seen = np.mean([round_log["reward"] for round_log in log[-10:]])
+    assert abs(seen - mean_reward(after)) < 0.08, "training samples with the last step held, too"
     target = [TILTED.sample(COUNT, c, torch.Generator().manual_seed(c)) for c in range(3)]
     assert mean_reward(after) < mean_reward(target), "it stops short of the target; hard labels would pass it"
 
