@@ -2,7 +2,7 @@
 
 Both pictures of a pair answer one prompt. Each is right or a near miss, and each is worn to some degree: passed through
 the autoencoder with noise on its latents (as an unfinished sampler would leave it) and softened. The judge's utilities
-of the two give one noisy choice for each kind of annotator; a reward sees the choice alone.
+of the two give noisy choices for each kind of annotator; a reward sees the choices alone.
 """
 
 import math
@@ -26,8 +26,8 @@ from fsalign_lib.rewards.imagereward import ImageReward
 
 PAIRS, HELD_OUT_PAIRS = 8_000, 2_000
 BATCH = 32
-STEPS = 400
-MATCHING_STEPS = 900
+STEPS = 700
+MATCHING_STEPS = 1_800
 
 
 @torch.no_grad()
@@ -58,14 +58,19 @@ def make_pairs(pictures: Tensor, facts: list[Fact], vae, eye, seed: int, path: P
 
 
 def bradley_terry(name, module, score, pairs: dict, taste: str, folder: Path, seed: int, lr: float):
-    r"""Minimise $-\log\sigma(s_{winner} - s_{loser})$, one noisy label a pair; `score(images, rows) -> (B,)`."""
-    chosen = judge.prefer(pairs[f"{taste}_a"], pairs[f"{taste}_b"], torch.Generator().manual_seed(seed))
+    r"""Minimise $-\log\sigma(s_{winner} - s_{loser})$; `score(images, rows) -> (B,)`.
+
+    Each time a pair is met, another annotator chooses, and each picture may be mirrored: with one fixed choice a pair,
+    a network learns the annotators' slips by heart.
+    """
+    u_a, u_b = pairs[f"{taste}_a"], pairs[f"{taste}_b"]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(chosen), (BATCH,), generator=generator)
+        rows = torch.randint(len(u_a), (BATCH,), generator=generator)
         images = torch.cat([pairs["a"][rows], pairs["b"][rows]]).float() / 255
-        s_a, s_b = score(images, torch.cat([rows, rows])).chunk(2)
-        sign = torch.where(chosen[rows], 1.0, -1.0)
+        mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+        s_a, s_b = score(torch.where(mirrored, images.flip(-1), images), torch.cat([rows, rows])).chunk(2)
+        sign = torch.where(judge.prefer(u_a[rows], u_b[rows], generator), 1.0, -1.0)
         return -F.logsigmoid(sign * (s_a - s_b)).mean()
 
     fit(name, module, loss, folder, steps=STEPS, lr=lr, seed=seed, weight_decay=0.05)
@@ -111,7 +116,7 @@ def train_all(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out: P
     def image_text(images: Tensor, rows: Tensor) -> Tensor:
         return image_reward.match(images, ids[rows][:, None])[:, 0]
 
-    bradley_terry("imagereward", image_reward, image_text, pairs, "imagereward", work, seed + 1, lr=2e-4)
+    bradley_terry("imagereward", image_reward, image_text, pairs, "imagereward", work, seed + 1, lr=3e-4)
     with torch.no_grad():  # scores of right pictures get mean 0 and deviation 1, as ImageReward's do
         rows = torch.arange(min(1000, len(facts)))
         scores = image_text(pairs["a"][rows].float() / 255, rows)
@@ -123,7 +128,7 @@ def train_all(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out: P
 
     vision = networks.vision_with_projection(networks.load_clip(out, "clip"))
     aesthetic = AestheticReward(vision)
-    bradley_terry("aesthetic", aesthetic, lambda x, rows: aesthetic(x), pairs, "aesthetic", work, seed + 4, lr=2e-4)
+    bradley_terry("aesthetic", aesthetic, lambda x, rows: aesthetic(x), pairs, "aesthetic", work, seed + 4, lr=3e-4)
     with torch.no_grad():  # about 5 +- 1 on right pictures, as the LAION predictor's scale reads
         scores = aesthetic(pairs["a"][:1000].float() / 255)
     aesthetic.scale, aesthetic.shift = 1 / scores.std().item(), 5 - scores.mean().item() / scores.std().item()
@@ -143,7 +148,7 @@ def train_clip(name: str, model, pictures, facts, tokenizer, work: Path, out: Pa
     pairs, _, ids = preferences(pictures, facts, ids, work, out, seed)
     with torch.no_grad():  # the contrastive scale is far too sure of itself for noisy choices
         model.logit_scale.fill_(math.log(10))
-    return bradley_terry(name, model, clip_score(model, ids), pairs, name, work, seed + 2, lr=1e-4)
+    return bradley_terry(name, model, clip_score(model, ids), pairs, name, work, seed + 2, lr=3e-4)
 
 
 def held_out_pairs(vae, eye, seed: int, path: Path) -> tuple[list[Fact], dict[str, Tensor]]:
