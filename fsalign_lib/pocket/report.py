@@ -199,7 +199,7 @@ def main() -> None:
         figure = contact_sheet(rows, [*ANIMALS] * len(SHEETS), columns=15)
         figure.savefig(WEIGHTS / "contact-sheet.png", dpi=80)
         with Image.open(WEIGHTS / "contact-sheet.png") as png:
-            png.quantize(128).save(WEIGHTS / "contact-sheet.png", optimize=True)
+            png.quantize(255, dither=Image.Dither.NONE).save(WEIGHTS / "contact-sheet.png", optimize=True)
 
 
 if __name__ == "__main__":
