@@ -101,6 +101,16 @@ def test_the_tokenizer_is_the_same_in_every_process():
     assert shipped.get_vocab() == vocabulary
 
 
+def test_no_shipped_file_names_the_folder_that_it_was_made_in():
+    for path in WEIGHTS.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(), path
+
+
+def test_shipped_files_stay_small():
+    sizes = [p.stat().st_size for p in WEIGHTS.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert max(sizes) < 12e6 and sum(sizes) < 45e6
+
+
 class Eye(nn.Module):
     """Sees a cat whatever it is shown."""
 

@@ -41,6 +41,10 @@ class Build:
 def save(model, folder: Path) -> None:
     """Write half-precision safetensors in the class's own `from_pretrained` layout."""
     copy.deepcopy(model).half().save_pretrained(folder, safe_serialization=True)
+    config = folder / "config.json"
+    if config.exists():  # a network that began as a copy of another would carry the folder that one was read from
+        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def run(config: Build) -> None:
