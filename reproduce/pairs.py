@@ -149,7 +149,11 @@ def pocket_utility(taste: str) -> Utility:
     if taste not in judge.TASTES:
         raise ValueError(f"unknown taste {taste!r}: choose from {', '.join(judge.TASTES)}")
     eye = networks.load_classifier(WEIGHTS, "eye")
-    return lambda images, prompts: judge.utility(eye, images, [parse(p) for p in prompts], taste)
+
+    def utility(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return judge.utility(judge.look(eye, images), judge.targets([parse(p) for p in prompts]), taste)
+
+    return utility
 
 
 @torch.no_grad()

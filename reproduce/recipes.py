@@ -84,7 +84,7 @@ FULL = COMMON | {
 ONLINE_POCKET = POCKET | {
     "reward": ("pickscore", PAPER),
     "prompts": ("train", OURS),
-    "rounds": (130, TRIAL),
+    "rounds": (60, TRIAL),
     "pairs": (32, TRIAL),
     "minibatch": (32, PAPER),
     "epochs": (1, PAPER),
@@ -103,7 +103,7 @@ ONLINE_FULL = FULL | {
 }
 OFFLINE_POCKET = POCKET | {
     "pairs": (Path("reproduce/runs/pairs"), OURS),
-    "updates": (130, OURS + ": as many as online PSO, on as many pairs"),
+    "updates": (60, OURS + ": as many as online PSO, on as many pairs"),
     "batch": (32, OURS + ": as online PSO"),
 }
 OFFLINE_FULL = FULL | {

@@ -122,14 +122,18 @@ class Eye(nn.Module):
         return type("Output", (), {"logits": logits})
 
 
+def utility(images, animal, taste):
+    return judge.utility(judge.look(Eye(), images), judge.targets([Fact(animal)]), taste)
+
+
 def test_the_judge_prefers_what_was_asked_for_and_sharp_pictures():
     picture = render([Fact("cat")], torch.Generator().manual_seed(0)).float() / 255
     for taste in ("pickscore", "hps", "imagereward"):
-        right, wrong = (judge.utility(Eye(), picture, [Fact(a)], taste) for a in ("cat", "dog"))
+        right, wrong = (utility(picture, a, taste) for a in ("cat", "dog"))
         assert right > wrong + 1
-        blurred = judge.utility(Eye(), soften(picture, torch.ones(1)), [Fact("cat")], taste)
+        blurred = utility(soften(picture, torch.ones(1)), "cat", taste)
         assert right > blurred
-    same = [judge.utility(Eye(), picture, [Fact(a)], "aesthetic") for a in ("cat", "dog")]
+    same = [utility(picture, a, "aesthetic") for a in ("cat", "dog")]
     assert same[0] == same[1]
 
 

@@ -15,7 +15,10 @@ import tyro
 from fsalign_lib.pocket import autoencoder, clip, data, judges, networks, rewards, student, teacher
 from fsalign_lib.pocket.weights import WEIGHTS
 
-STAGES = ("autoencoder", "teacher", "student", "eye", "classifier", "clip", "rewards", "hps")
+STAGES = (
+    *("autoencoder", "teacher", "student", "eye", "classifier", "clip"),
+    *("pickscore", "imagereward", "aesthetic", "hps"),
+)
 # Networks that must not share randomness have seeds of their own, all derived from the build's.
 OFFSET = {"autoencoder": 1, "teacher": 2, "student": 3, "eye": 4, "classifier": 5, "clip": 6, "rewards": 7, "hps": 8}
 
@@ -94,12 +97,17 @@ def run(config: Build) -> None:
             save(judges.train_classifier(own_pictures, own_facts, work, seed(stage)), out / "classifier")
         elif stage == "clip":
             save(clip.train("clip", pictures, facts, tokenizer, work, seed("clip")), out / "clip")
-        elif stage == "rewards":
-            rewards.train_all(pictures, facts, tokenizer, work, out, seed(stage), save)
+        elif stage == "pickscore":
+            given = (networks.load_clip(out, "clip"), pictures, facts, tokenizer, work, out, seed("rewards"))
+            save(rewards.train_clip("pickscore", *given), out / "pickscore")
         elif stage == "hps":
             # From a contrastive network of its own, so that it errs differently from PickScore.
             base = clip.train("hps-base", pictures, facts, tokenizer, work, seed(stage))
             save(rewards.train_clip("hps", base, pictures, facts, tokenizer, work, out, seed("rewards")), out / "hps")
+        elif stage == "imagereward":
+            save(rewards.train_imagereward(pictures, facts, tokenizer, work, out, seed("rewards")), out / stage)
+        elif stage == "aesthetic":
+            save(rewards.train_aesthetic(pictures, facts, tokenizer, work, out, seed("rewards")), out / stage)
 
 
 def main() -> None:

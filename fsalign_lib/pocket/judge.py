@@ -68,15 +68,17 @@ def targets(facts: list[Fact]) -> dict[str, Tensor]:
     }
 
 
-def alignment(logits: Tensor, facts: list[Fact]) -> Tensor:
-    """How much of each fact is seen, in [0, 1], (B,): the animals count twice, colour, count and place once each."""
-    want = targets(facts)
+def alignment(logits: Tensor, want: dict[str, Tensor]) -> Tensor:
+    """How much of what is wanted is seen, in [0, 1], (B,): animals count twice, colour, count and place once each.
+
+    `logits` (B, 66) of the eye; `want` as `targets` gives it.
+    """
     animals = (logits[:, ANIMAL].sigmoid() * want["animals"]).sum(1) / want["animals"].sum(1)
 
     def seen(part: slice, index: Tensor) -> Tensor:
         return logits[:, part].softmax(1).gather(1, index[:, None])[:, 0]
 
-    score, weight = 2 * animals + seen(COUNT, want["count"]), torch.full((len(facts),), 3.0)
+    score, weight = 2 * animals + seen(COUNT, want["count"]), torch.full((len(logits),), 3.0)
     for part, name in ((COLOR, "color"), (PLACE, "place")):
         asked = (want[name] > 0).float()
         score, weight = score + asked * seen(part, want[name]), weight + asked
@@ -99,13 +101,16 @@ def crispness(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def utility(eye, images: Tensor, facts: list[Fact], taste: str) -> Tensor:
-    """u(image, prompt) for one kind of annotator, (B,). Images (B, 3, 64, 64) in [0, 1]."""
+def look(eye, images: Tensor) -> dict[str, Tensor]:
+    """All that the judge sees in pictures (B, 3, 64, 64) in [0, 1]: the eye's logits, warmth and crispness."""
+    return {"logits": eye(normalize(images)).logits, "warmth": warmth(images), "crispness": crispness(images)}
+
+
+def utility(seen: dict[str, Tensor], want: dict[str, Tensor], taste: str) -> Tensor:
+    """u(image, prompt) for one kind of annotator, (B,), from what `look` saw and what the prompts want (`targets`)."""
     t = TASTES[taste]
-    u = t.warmth * warmth(images) + t.crispness * crispness(images)
-    if t.alignment:
-        u = u + t.alignment * alignment(eye(normalize(images)).logits, facts)
-    return u
+    aligned = alignment(seen["logits"], want)
+    return t.alignment * aligned + t.warmth * seen["warmth"] + t.crispness * seen["crispness"]
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -116,6 +121,12 @@ def normalize(images: Tensor) -> Tensor:
 def prefer(u_a: Tensor, u_b: Tensor, generator: torch.Generator) -> Tensor:
     """One noisy choice per pair: True where a is chosen, (B,)."""
     return torch.rand(u_a.shape, generator=generator) < (u_a - u_b).sigmoid()
+
+
+def votes(u_a: Tensor, u_b: Tensor, annotators: int, generator: torch.Generator) -> Tensor:
+    """The share of some annotators who choose a, each on their own."""
+    p = (u_a - u_b).sigmoid()
+    return torch.binomial(torch.full_like(p, annotators), p, generator=generator) / annotators
 
 
 def ceiling(u_a: Tensor, u_b: Tensor) -> float:

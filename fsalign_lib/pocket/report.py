@@ -94,7 +94,7 @@ def measure_rewards(work: Path) -> dict:
             chunks = zip(pairs[side].split(250), range(0, len(texts), 250), strict=True)
             with torch.no_grad():
                 scores[side] = torch.cat([reward(x.float() / 255, texts[i : i + 250]) for x, i in chunks])
-        agrees, best = agreement(scores["a"], scores["b"], pairs[f"{name}_a"], pairs[f"{name}_b"], HELD_OUT_SEED)
+        agrees, best = agreement(scores, pairs, facts, name)
         rows[name] = {"agreement": agrees, "ceiling": best}
     return rows
 
@@ -114,7 +114,7 @@ def measure() -> dict:
     return {
         "autoencoder mean squared error on [-1, 1]": (decoded - (x[:1000] * 2 - 1)).square().mean().item(),
         "classifier accuracy on held-out renders": (classify(classifier, x[single]) == label).float().mean().item(),
-        "alignment the eye sees in right renders": judge.alignment(seen, facts).mean().item(),
+        "alignment the eye sees in right renders": judge.alignment(seen, judge.targets(facts)).mean().item(),
     }
 
 
