@@ -27,7 +27,7 @@ from fsalign_lib.rewards.imagereward import ImageReward
 
 SHARD, SHARDS, HELD_OUT_PAIRS = 8_000, 3, 2_000
 BATCH = 32
-STEPS = 4_500
+STEPS = {"pickscore": 10_500, "hps": 10_500, "imagereward": 12_000, "aesthetic": 4_500}
 LR = 1e-3
 PROMPTS_A_PICTURE = 4  # its own and three others, so that eight pictures are compared for each prompt
 ANNOTATORS = 16  # of each comparison
@@ -94,7 +94,7 @@ def bradley_terry(name, module, score, pairs: dict, facts: list[Fact], taste: st
         losses = F.binary_cross_entropy_with_logits(s[:, first] - s[:, second], votes, reduction="none")
         return losses[:, 0].mean() + losses.mean()  # column 0 compares the prompt's own two
 
-    fit(name, module, loss, folder, steps=STEPS, lr=LR, seed=seed, weight_decay=0.05)
+    fit(name, module, loss, folder, steps=STEPS[taste], lr=LR, seed=seed, weight_decay=0.05)
     return module
 
 
