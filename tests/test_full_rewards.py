@@ -78,11 +78,13 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def tiny_mlp(folder, monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def tiny_mlp(folder):
     """The aesthetic MLP is known by its bytes: here by those of the tiny one."""
     digest = hashlib.sha256((folder / full.AESTHETIC_V2.name).read_bytes()).hexdigest()
-    monkeypatch.setattr(full, "AESTHETIC_V2", dataclasses.replace(full.AESTHETIC_V2, sha256=digest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(full, "AESTHETIC_V2", dataclasses.replace(full.AESTHETIC_V2, sha256=digest))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -198,18 +200,19 @@ def test_tokens_are_the_originals(kind, folder):
 
 
 def test_torch_resizes_as_pil_does():
-    """In grey levels: the same picture but for PIL's rounding to whole levels, after the rows and after the columns."""
+    """In grey levels: fixed-point weights round a value near a half the other way now and then, and nothing else."""
     processor = transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil(do_normalize=False)
-    worst_mean = worst_max = 0.0
+    worst_share = worst_max = 0.0
     for i in range(EXACT, COUNT):
         picture = given.picture(i)
         theirs = torch.from_numpy(np.stack(processor(picture).pixel_values)) * 255
         tensor = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
         mine = pre.Preprocess((0,) * 3, (1,) * 3, "down")(tensor, 224) * 255
         off = (mine - theirs).abs()
-        worst_mean, worst_max = max(worst_mean, off.mean().item()), max(worst_max, off.max().item())
-    print(f"at most {worst_mean:.3f} of 255 on average in a picture, {worst_max:.2f} at a pixel")
-    assert worst_mean < 0.4 and worst_max < 2
+        worst_share = max(worst_share, (off > 0.01).float().mean().item())
+        worst_max = max(worst_max, off.max().item())
+    print(f"at most {worst_share:.2%} of a picture's values differ, by {worst_max:.2f} of 255")
+    assert worst_share < 0.02 and worst_max < 2.01
 
 
 def expanded(record):
@@ -244,18 +247,24 @@ def test_the_published_sizes_fit_their_models():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_is_the_finite_difference(name, folder):
-    """Along a random direction, in float64, through resize and crop."""
+    """In float64, through resize and crop; the straight-through rounding is left out, and then changes it little."""
     reward = load_reward(name, folder, scale="full").double()
+    published, smooth = reward.preprocess, dataclasses.replace(reward.preprocess, in_bytes=False)
     generator = torch.Generator().manual_seed(0)
     x = (0.3 + 0.4 * torch.rand(2, 3, 40, 56, generator=generator)).double().requires_grad_()
     d = torch.randn(x.shape, generator=generator).double()
-    prompts = ["a cat", "a dog on the moon"]
-    (gradient,) = torch.autograd.grad(reward(x, prompts).sum(), x)
-    h = 1e-6
+    prompts, h = ["a cat", "a dog on the moon"], 1e-6
+
+    def gradient(preprocess):
+        reward.preprocess = preprocess
+        return torch.autograd.grad(reward(x, prompts).sum(), x)[0]
+
     with torch.no_grad():
+        reward.preprocess = smooth
         numeric = (reward(x + h * d, prompts) - reward(x - h * d, prompts)).sum() / (2 * h)
-    assert gradient.isfinite().all() and gradient.abs().mean() > 0
-    assert (gradient * d).sum().item() == pytest.approx(numeric.item(), rel=1e-4)
+    assert (gradient(smooth) * d).sum().item() == pytest.approx(numeric.item(), rel=1e-5)
+    assert gradient(published).isfinite().all()
+    assert F.cosine_similarity(gradient(published).flatten(), gradient(smooth).flatten(), dim=0) > 0.99
 
 
 @pytest.mark.parametrize("reward", NAMES, indirect=True)
@@ -330,17 +339,17 @@ def test_wrong_revision(copy):
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "key"),
+    ("name", "source", "key", "told"),
     [
-        ("pickscore", full.PICKSCORE_V1, "text_model.final_layer_norm.bias"),
-        ("clipscore", full.CLIP_H, "visual.ln_pre.bias"),
-        ("hps", full.HPS_V2_0, "transformer.resblocks.1.ln_1.bias"),
-        ("imagereward", full.IMAGE_REWARD_V1, "mlp.layers.7.weight"),
-        ("aesthetic", full.CLIP_L, "vision_model.pre_layrnorm.bias"),
-        ("aesthetic", None, "layers.6.weight"),
+        ("pickscore", full.PICKSCORE_V1, "text_model.final_layer_norm.bias", "text_model.final_layer_norm.bias"),
+        ("clipscore", full.CLIP_H, "visual.ln_pre.bias", "vision_model.pre_layrnorm.bias"),
+        ("hps", full.HPS_V2_0, "transformer.resblocks.1.ln_1.bias", "text_model.encoder.layers.1.layer_norm1.bias"),
+        ("imagereward", full.IMAGE_REWARD_V1, "mlp.layers.7.weight", "mlp.7.weight"),
+        ("aesthetic", full.CLIP_L, "vision_model.pre_layrnorm.bias", "vision_model.pre_layrnorm.bias"),
+        ("aesthetic", None, "layers.6.weight", "6.weight"),
     ],
 )
-def test_keys_that_do_not_match_are_named(name, source, key, copy, monkeypatch):
+def test_keys_that_do_not_match_are_named(name, source, key, told, copy, monkeypatch):
     if source is None:
         path = copy / full.AESTHETIC_V2.name
     else:
@@ -355,10 +364,9 @@ def test_keys_that_do_not_match_are_named(name, source, key, copy, monkeypatch):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             monkeypatch.setattr(full, "AESTHETIC_V2", dataclasses.replace(full.AESTHETIC_V2, sha256=digest))
 
-    last = key.split(".")[-2] if "layers." not in key else key.split("layers.")[1].removesuffix(".weight")
     taken = tensors.pop(key)
     save()
-    with pytest.raises(ValueError, match=rf"holds other weights than the model has: 1 missing \(.*{last}"):
+    with pytest.raises(ValueError, match=rf"holds other weights than the model has: 1 missing \({told}\)"):
         load_reward(name, copy, scale="full")
     tensors[key], tensors["vision_model.surplus"] = taken, torch.zeros(1)
     save()
@@ -367,7 +375,7 @@ def test_keys_that_do_not_match_are_named(name, source, key, copy, monkeypatch):
     del tensors["vision_model.surplus"]
     tensors[key] = torch.zeros(3, 5)
     save()
-    with pytest.raises(ValueError, match=r"1 mismatched \("):
+    with pytest.raises(ValueError, match=rf"1 mismatched \({told}\)"):
         load_reward(name, copy, scale="full")
 
 
@@ -417,7 +425,7 @@ def test_unknown_names():
 
 def test_every_source_is_pinned():
     sources = [value for value in vars(full).values() if isinstance(value, full.Source)]
-    assert len(sources) == 8
+    assert len(sources) == 9
     for source in sources:
         assert len(source.revision) == 40 and set(source.revision) <= set("0123456789abcdef")
 

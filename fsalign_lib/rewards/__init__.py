@@ -15,6 +15,7 @@ from fsalign_lib.rewards.clip import CLIPReward
 from fsalign_lib.rewards.hub import require_folder
 from fsalign_lib.rewards.imagereward import ImageReward
 from fsalign_lib.rewards.jpeg import JPEGReward
+from fsalign_lib.rewards.preprocess import HPS, OPENAI
 
 __all__ = ["AestheticReward", "CLIPReward", "ImageReward", "JPEGReward", "load_reward", "require_folder"]
 
@@ -41,9 +42,9 @@ REWARDS = {
     },
     "full": {
         "pickscore": full.pickscore,
-        "clipscore": full.open_clip_h(full.CLIP_H),
-        "hps": full.open_clip_h(full.HPS_V2_0),  # the version that SDPO reports
-        "hps-2.1": full.open_clip_h(full.HPS_V2_1),
+        "clipscore": full.open_clip_h(full.CLIP_H, OPENAI),
+        "hps": full.open_clip_h(full.HPS_V2_0, HPS),  # the version that SDPO reports
+        "hps-2.1": full.open_clip_h(full.HPS_V2_1, HPS),
         "imagereward": full.imagereward,
         "aesthetic": full.aesthetic,
         **JPEG,

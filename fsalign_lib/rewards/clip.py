@@ -22,9 +22,9 @@ class CLIPReward(nn.Module):
 
     def __init__(self, model: transformers.CLIPModel, tokenizer, preprocess: Preprocess = POCKET):
         super().__init__()
-        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
-        self.preprocess = preprocess
+        self.model, self.tokenizer, self.preprocess = model, tokenizer, preprocess
         self.cache: dict[str, Tensor] = {}
+        self.eval().requires_grad_(False)
 
     @classmethod
     def from_pretrained(
@@ -47,7 +47,8 @@ class CLIPReward(nn.Module):
         device = self.model.device
         new = [p for p in dict.fromkeys(prompts) if p not in self.cache]
         if new:
-            tokens = self.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt")
+            length = self.model.config.text_config.max_position_embeddings
+            tokens = self.tokenizer(new, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
             with torch.no_grad():
                 ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
                 pooled = self.model.text_model(input_ids=ids, attention_mask=mask).pooler_output

@@ -21,10 +21,10 @@ from fsalign_lib.rewards.checkpoints import (
 from fsalign_lib.rewards.clip import CLIPReward
 from fsalign_lib.rewards.hub import Download, Source
 from fsalign_lib.rewards.imagereward import ImageReward
-from fsalign_lib.rewards.preprocess import OPENAI, PICKSCORE
+from fsalign_lib.rewards.preprocess import OPENAI, PICKSCORE, Preprocess
 
 LAION_H = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
-WORDS_H = Source(*LAION_H, ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"))
+WORDS_H = Source(*LAION_H, ("vocab.json", "merges.txt"))
 CONFIG_H = Source(*LAION_H, ("config.json",))
 CLIP_H = Source(*LAION_H, ("open_clip_model.safetensors",))
 PICKSCORE_V1 = Source(
@@ -32,17 +32,13 @@ PICKSCORE_V1 = Source(
     "a4e4367c6dfa7288a00c550414478f865b875800",
     ("config.json", "model.safetensors"),
 )
-HPS = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
-HPS_V2_0 = Source(*HPS, ("HPS_v2_compressed.pt",))
-HPS_V2_1 = Source(*HPS, ("HPS_v2.1_compressed.pt",))
+HPS_V2 = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
+HPS_V2_0 = Source(*HPS_V2, ("HPS_v2_compressed.pt",))
+HPS_V2_1 = Source(*HPS_V2, ("HPS_v2.1_compressed.pt",))
 IMAGE_REWARD_V1 = Source(
     "zai-org/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72", ("ImageReward.pt", "med_config.json")
 )
-WORDS_BERT = Source(
-    "google-bert/bert-base-uncased",
-    "86b5e0934494bd15c9632b12f734a8a67f723594",
-    ("vocab.txt", "tokenizer_config.json"),
-)
+WORDS_BERT = Source("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", ("vocab.txt",))
 CLIP_L = Source(
     "openai/clip-vit-large-patch14",
     "32bd64288804d66eefd0ccbe215aa642df71cc41",
@@ -63,7 +59,7 @@ def pickscore(folder: Path | None, dtype: torch.dtype) -> CLIPReward:
     return CLIPReward.from_pretrained(PICKSCORE_V1.fetch(folder), WORDS_H.fetch(folder), PICKSCORE, dtype)
 
 
-def open_clip_h(weights: Source):
+def open_clip_h(weights: Source, preprocess: Preprocess):
     """CLIP score or HPS: a ViT-H-14 checkpoint in open_clip's layout.
 
     Both originals pass prompts through ftfy, which straightens typographic quotes and mends broken encodings, and undo
@@ -78,7 +74,7 @@ def open_clip_h(weights: Source):
         model = load_transformers(
             transformers.CLIPModel, None, source=path, config=config, state_dict=state, dtype=dtype
         )
-        return CLIPReward(model, transformers.CLIPTokenizer.from_pretrained(WORDS_H.fetch(folder)), OPENAI)
+        return CLIPReward(model, transformers.CLIPTokenizer.from_pretrained(WORDS_H.fetch(folder)), preprocess)
 
     return load
 
@@ -124,6 +120,7 @@ def blip_configs(state: dict, med: dict) -> tuple[transformers.BlipVisionConfig,
     text = transformers.BlipTextConfig(
         **{key: med[key] for key in (*same, "max_position_embeddings", "layer_norm_eps", "pad_token_id")},
         encoder_hidden_size=width,
+        bos_token_id=med["vocab_size"] - 2,  # [DEC] and [ENC] come after BERT's own
         eos_token_id=102,  # [SEP]
         is_decoder=True,  # else transformers builds no cross-attention; the model runs with is_decoder=False
     )

@@ -15,17 +15,19 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Preprocess:
     """Shorter side to `size` by antialiased bicubic, centre crop, per-channel (x - mean) / std.
 
-    PIL filters rows, then columns, and after each clips to the range of a byte, as this does, and rounds to whole
-    bytes, which this does not: it would stop the gradient.
+    PIL filters rows, then columns, and after each clips to the range of a byte and rounds to whole bytes. So does this,
+    and the gradient passes the rounding as if it were not there (straight-through).
 
     Attributes:
         crop: how half of an odd number of pixels is rounded. torchvision (open_clip, CLIP, image-reward) rounds to
             even, transformers (PickScore) down: on some pictures that are not square the crops differ by a pixel.
+        in_bytes: False where the original resizes floats, which are neither clipped nor rounded.
     """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     crop: Literal["even", "down"] = "even"
+    in_bytes: bool = True
 
     def __call__(self, images: Tensor, size: int) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, 3, size, size), in float32 or better whatever the pictures are in."""
@@ -34,8 +36,11 @@ class Preprocess:
         if (height, width) != (size, size):
             short = min(height, width)
             height, width = size * height // short, size * width // short
-            images = F.interpolate(images, (images.shape[-2], width), mode="bicubic", antialias=True).clamp(0, 1)
-            images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+            for shape in ((images.shape[-2], width), (height, width)):
+                images = F.interpolate(images, shape, mode="bicubic", antialias=True)
+                if self.in_bytes:
+                    images = images.clamp(0, 1)
+                    images = images + ((images * 255 + 0.5).floor() / 255 - images).detach()  # PIL rounds halves up
             top, left = ((n - size) // 2 if self.crop == "down" else round((n - size) / 2) for n in (height, width))
             images = images[..., top : top + size, left : left + size]
         mean, std = (
@@ -46,7 +51,10 @@ class Preprocess:
 
 POCKET = Preprocess()
 PICKSCORE = Preprocess(CLIP_MEAN, CLIP_STD, "down")
-OPENAI = Preprocess(CLIP_MEAN, CLIP_STD, "even")  # CLIP, open_clip, HPS, ImageReward, Aesthetic
+OPENAI = Preprocess(CLIP_MEAN, CLIP_STD)  # CLIP, open_clip, ImageReward, Aesthetic
+# hpsv2 makes floats of a picture before it resizes it. (With torchvision before 0.17 that was without antialiasing, so
+# that its scores of large pictures depend on the version; this is torchvision's behaviour since.)
+HPS = Preprocess(CLIP_MEAN, CLIP_STD, in_bytes=False)
 
 
 def full_precision(x: Tensor) -> Tensor:
