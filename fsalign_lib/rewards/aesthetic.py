@@ -9,29 +9,54 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fsalign_lib.rewards.preprocess import pixel_values
+from fsalign_lib.rewards.checkpoints import load_transformers, load_weights
+from fsalign_lib.rewards.hub import require_folder
+from fsalign_lib.rewards.preprocess import POCKET, Preprocess, full_precision
+
+
+def published_mlp(width: int) -> nn.Sequential:
+    """The layout of LAION's predictor, which ImageReward took over: five linear layers, and nothing between them.
+
+    The dropouts do nothing in evaluation; they keep the published numbering, 0, 2, 4, 6, 7.
+    """
+    return nn.Sequential(
+        nn.Linear(width, 1024),
+        nn.Dropout(0.2),
+        nn.Linear(1024, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.1),
+        nn.Linear(64, 16),
+        nn.Linear(16, 1),
+    )
 
 
 class AestheticReward(nn.Module):
     r"""$r(x) = a \cdot \mathrm{MLP}(f(x) / \lVert f(x) \rVert) + b$; a and b only make the scale familiar."""
 
-    def __init__(self, vision: transformers.CLIPVisionModelWithProjection, scale: float = 1.0, shift: float = 0.0):
+    def __init__(
+        self,
+        vision: transformers.CLIPVisionModelWithProjection,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        mlp: nn.Sequential | None = None,
+        preprocess: Preprocess = POCKET,
+    ):
         super().__init__()
         width = vision.config.projection_dim
-        self.vision = vision
-        self.mlp = nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 1))
+        self.vision, self.preprocess = vision, preprocess
+        self.mlp = mlp or nn.Sequential(nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 1))
         self.scale, self.shift = scale, shift
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> "AestheticReward":
-        from fsalign_lib.rewards import require_folder
-
-        vision = transformers.CLIPVisionModelWithProjection.from_pretrained(
-            require_folder(folder) / "vision", dtype=torch.float32, use_safetensors=True
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "AestheticReward":
+        """What `save_pretrained` wrote: the pocket world's reward."""
+        vision = load_transformers(
+            transformers.CLIPVisionModelWithProjection, require_folder(folder) / "vision", dtype=dtype
         )
         reward = cls(vision, **json.loads((folder / "scale.json").read_text()))
-        reward.mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
-        return reward.eval().requires_grad_(False)
+        load_weights(reward.mlp, load_file(folder / "mlp.safetensors"), folder / "mlp.safetensors")
+        return reward.eval()
 
     def save_pretrained(self, folder: Path, **_) -> None:
         self.vision.save_pretrained(folder / "vision", safe_serialization=True)
@@ -39,6 +64,7 @@ class AestheticReward(nn.Module):
         (folder / "scale.json").write_text(json.dumps({"scale": self.scale, "shift": self.shift}) + "\n")
 
     def forward(self, images: Tensor, prompts: list[str] | None = None) -> Tensor:
-        values = pixel_values(images, self.vision.config.image_size, (0.5,) * 3, (0.5,) * 3)
-        embeddings = F.normalize(self.vision(values).image_embeds.float(), dim=-1)
-        return self.scale * self.mlp(embeddings)[:, 0] + self.shift
+        values = self.preprocess(images, self.vision.config.image_size).to(self.vision.dtype)
+        embeddings = F.normalize(full_precision(self.vision(values).image_embeds), dim=-1)
+        # The MLP is small: it is kept in float32 where the tower is in bfloat16.
+        return self.scale * self.mlp(embeddings.to(self.mlp[0].weight.dtype))[:, 0] + self.shift

@@ -8,7 +8,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fsalign_lib.rewards.preprocess import pixel_values
+from fsalign_lib.rewards.checkpoints import load_weights
+from fsalign_lib.rewards.hub import require_folder
+from fsalign_lib.rewards.preprocess import POCKET, Preprocess, full_precision
 
 
 class ImageReward(nn.Module):
@@ -21,18 +23,20 @@ class ImageReward(nn.Module):
         tokenizer,
         mean: float = 0.0,
         std: float = 1.0,
+        mlp: nn.Sequential | None = None,
+        preprocess: Preprocess = POCKET,
     ):
         super().__init__()
         self.vision = transformers.BlipVisionModel(vision_config)
         self.text = transformers.models.blip.modeling_blip_text.BlipTextModel(text_config, add_pooling_layer=False)
         width = text_config.hidden_size
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, 1))
+        self.mlp = mlp or nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, 1))
         self.tokenizer, self.mean, self.std = tokenizer, mean, std
+        self.preprocess = preprocess
 
     @classmethod
-    def from_pretrained(cls, folder: Path, tokenizer_folder: Path) -> "ImageReward":
-        from fsalign_lib.rewards import require_folder
-
+    def from_pretrained(cls, folder: Path, tokenizer_folder: Path, dtype: torch.dtype = torch.float32) -> "ImageReward":
+        """What `save_pretrained` wrote: the pocket world's reward."""
         folder = require_folder(folder)
         config = json.loads((folder / "config.json").read_text())
         reward = cls(
@@ -42,8 +46,14 @@ class ImageReward(nn.Module):
             config["mean"],
             config["std"],
         )
-        reward.load_state_dict(load_file(folder / "model.safetensors"))
-        return reward.float().eval().requires_grad_(False)
+        return load_weights(reward, load_file(folder / "model.safetensors"), folder / "model.safetensors").towers(dtype)
+
+    def towers(self, dtype: torch.dtype) -> "ImageReward":
+        """Compute the two transformers in `dtype`, and the MLP, which is small, in float32."""
+        self.vision.to(dtype)
+        self.text.to(dtype)
+        self.mlp.float()
+        return self
 
     def save_pretrained(self, folder: Path, **_) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,27 +66,29 @@ class ImageReward(nn.Module):
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    def match(self, images: Tensor, ids: Tensor) -> Tensor:
+    def match(self, images: Tensor, ids: Tensor, attended: Tensor | None = None) -> Tensor:
         """The MLP's output for each picture and each of its K texts, before normalisation, (B, K).
 
-        The picture is encoded once for all its texts. `ids` (B, K, L); every token but the padding after the first
-        end-of-text is attended to.
+        The picture is encoded once for all its texts. `ids` (B, K, L), and which of them are `attended` to, likewise;
+        None: every token but the padding after the first end-of-text.
         """
-        values = pixel_values(images, self.vision.config.image_size, (0.5,) * 3, (0.5,) * 3)
+        values = self.preprocess(images, self.vision.config.image_size).to(self.vision.dtype)
         seen = self.vision(values).last_hidden_state  # (B, P, D)
         B, K, L = ids.shape
         seen = seen.repeat_interleave(K, 0)
-        ids = ids.reshape(B * K, L)
-        ends = (ids == self.text.config.eos_token_id).long()
+        if attended is None:
+            ends = (ids == self.text.config.eos_token_id).long()
+            attended = ends.cumsum(2) - ends == 0
         hidden = self.text(
-            input_ids=ids,
-            attention_mask=(ends.cumsum(1) - ends == 0).long(),
+            input_ids=ids.reshape(B * K, L),
+            attention_mask=attended.reshape(B * K, L).long(),
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
             is_decoder=False,
         ).last_hidden_state
-        return self.mlp(hidden[:, 0])[:, 0].float().view(B, K)
+        return full_precision(self.mlp(hidden[:, 0].to(self.mlp[0].weight.dtype))[:, 0]).view(B, K)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        ids = torch.tensor(self.tokenizer(prompts, padding="max_length", truncation=True).input_ids)
-        return (self.match(images, ids[:, None].to(images.device))[:, 0] - self.mean) / self.std
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").to(images.device)
+        scores = self.match(images, tokens.input_ids[:, None], tokens.attention_mask[:, None])
+        return (scores[:, 0] - self.mean) / self.std

@@ -1,13 +1,62 @@
-"""Pictures to what a vision tower reads."""
+"""Pictures to what a vision tower reads: differentiable torch in place of the originals' PIL pipelines."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-def pixel_values(images: Tensor, size: int, mean, std) -> Tensor:
-    """Resize (B, 3, H, W) in [0, 1] to `size` by antialiased bicubic, where it differs, and normalise per channel."""
-    if images.shape[-2:] != (size, size):
-        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    mean, std = (torch.tensor(v, device=images.device, dtype=images.dtype).view(1, 3, 1, 1) for v in (mean, std))
-    return (images - mean) / std
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Shorter side to `size` by antialiased bicubic, centre crop, per-channel (x - mean) / std.
+
+    PIL filters rows, then columns, and after each clips to the range of a byte and rounds to whole bytes. So does this,
+    and the gradient passes the rounding as if it were not there (straight-through).
+
+    Attributes:
+        crop: how half of an odd number of pixels is rounded. torchvision (open_clip, CLIP, image-reward) rounds to
+            even, transformers (PickScore) down: on some pictures that are not square the crops differ by a pixel.
+        in_bytes: False where the original resizes floats, which are neither clipped nor rounded.
+    """
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    crop: Literal["even", "down"] = "even"
+    in_bytes: bool = True
+
+    def __call__(self, images: Tensor, size: int) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, 3, size, size), in float32 or better whatever the pictures are in."""
+        images = full_precision(images)
+        height, width = images.shape[-2:]
+        if (height, width) != (size, size):
+            short = min(height, width)
+            height, width = size * height // short, size * width // short
+            for shape in ((images.shape[-2], width), (height, width)):
+                images = F.interpolate(images, shape, mode="bicubic", antialias=True)
+                if self.in_bytes:
+                    images = images.clamp(0, 1)
+                    images = images + ((images * 255 + 0.5).floor() / 255 - images).detach()  # PIL rounds halves up
+            top, left = ((n - size) // 2 if self.crop == "down" else round((n - size) / 2) for n in (height, width))
+            images = images[..., top : top + size, left : left + size]
+        mean, std = (
+            torch.tensor(v, device=images.device, dtype=images.dtype).view(3, 1, 1) for v in (self.mean, self.std)
+        )
+        return (images - mean) / std
+
+
+POCKET = Preprocess()
+PICKSCORE = Preprocess(CLIP_MEAN, CLIP_STD, "down")
+OPENAI = Preprocess(CLIP_MEAN, CLIP_STD)  # CLIP, open_clip, ImageReward, Aesthetic
+# hpsv2 makes floats of a picture before it resizes it. (With torchvision before 0.17 that was without antialiasing, so
+# that its scores of large pictures depend on the version; this is torchvision's behaviour since.)
+HPS = Preprocess(CLIP_MEAN, CLIP_STD, in_bytes=False)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32, or float64 where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
