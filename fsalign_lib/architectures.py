@@ -11,8 +11,9 @@ from torch import nn
 
 SOURCES = {
     "sd-2.1-base": "config.json files of a copy of stabilityai/stable-diffusion-2-1-base, which SD-Turbo is made from",
-    "sd-1.5": "the classes' defaults are SD 1.5's; the LCM adds a guidance embedding of 256 (its published code)",
+    "sd-1.5": "public projects that carry the fields of its UNet, and of the LCM's, with its guidance embedding of 256",
     "sdxl": "config.json files of a copy of stabilityai/sdxl-turbo, and of projects that build on SDXL base",
+    "pixart-alpha": "public projects that carry the fields of its parts; the betas also in DI++ App. C",
 }
 
 SD_BLOCKS = {
@@ -59,6 +60,29 @@ UNETS = {
     "sdxl-lcm": SDXL_UNET | {"time_cond_proj_dim": 256},
 }
 
+PIXART_512 = {
+    "sample_size": 64,
+    "num_layers": 28,
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+    "caption_channels": 4096,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 8,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+}
+T5_XXL = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+}
+
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -88,16 +112,27 @@ BETAS = {
 TURBO_SCHEDULER = BETAS | {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
 SD_TURBO_SCHEDULER = BETAS | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
 SDXL_SCHEDULER = BETAS | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+PIXART_SCHEDULER = BETAS | {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+}
 LCM_SCHEDULER = BETAS | {"_class_name": "LCMScheduler", "original_inference_steps": 50}
 
 
 def meta_unet(name: str) -> nn.Module:
-    """The UNet of a preset at its full size, without memory for its weights.
+    """The UNet (or transformer) of a preset at its full size, without memory for its weights.
 
     Raises:
         ValueError: a preset whose configuration is not known here.
     """
+    if name == "pixart-alpha":
+        with torch.device("meta"):
+            return diffusers.PixArtTransformer2DModel(**PIXART_512)
     if name not in UNETS:
-        raise ValueError(f"no full-size configuration of {name!r}: choose from {', '.join(UNETS)}")
+        raise ValueError(f"no full-size configuration of {name!r}: choose from {', '.join(UNETS)}, pixart-alpha")
     with torch.device("meta"):
         return diffusers.UNet2DConditionModel(**UNETS[name])

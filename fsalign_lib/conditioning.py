@@ -4,6 +4,7 @@ r"""What a latent diffusion network is conditioned on: text encoders, and the ba
 | --- | --- | --- | --- |
 | `ClipText` (SD, SD-Turbo, LCM-Dreamshaper) | one CLIP, last hidden state | a tensor (B, L, D) | "" encoded |
 | `TwoClipText` (SDXL) | two CLIPs, the hidden states before the last, side by side | `Conditioning` | zeros |
+| `T5Text` (PixArt) | T5, last hidden state and the mask of its padding | `Conditioning` | "" encoded |
 
 A batch of either kind is indexed by rows, repeated by `repeat_interleave(n, 0)`, moved by `to`, and has a length. These
 are the operations that the loops use, so that they need not know which kind it is.
@@ -79,7 +80,7 @@ def _tokens(tokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
 class ClipText:
     """One CLIP text encoder: Stable Diffusion's."""
 
-    pipeline = diffusers.StableDiffusionPipeline
+    pipeline, network = diffusers.StableDiffusionPipeline, "unet"
 
     def __init__(self, encoder, tokenizer):
         self.encoder, self.tokenizer = encoder, tokenizer
@@ -111,7 +112,7 @@ class TwoClipText:
         zero_null: no prompt is all zeros (the published setting) and not the encoded empty prompt.
     """
 
-    pipeline = diffusers.StableDiffusionXLPipeline
+    pipeline, network = diffusers.StableDiffusionXLPipeline, "unet"
 
     def __init__(self, encoders: tuple, tokenizers: tuple, image_size: int, zero_null: bool = True):
         self.modules = encoders
@@ -151,3 +152,47 @@ class TwoClipText:
             "tokenizer_2": self.tokenizers[1],
             "force_zeros_for_empty_prompt": self.zero_null,
         }
+
+
+class T5Text:
+    """PixArt-alpha's T5 encoder: 120 tokens, whose padding the network does not see.
+
+    Prompts are lower-cased, as in diffusers' pipeline with clean_caption=False.
+    """
+
+    pipeline, network, length = diffusers.PixArtAlphaPipeline, "transformer", 120
+
+    def __init__(self, encoder, tokenizer):
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.modules = (encoder,)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """text (B, 120, D), and mask (B, 120): 1 for a token, 0 for padding."""
+        return cat([self._encode(prompts[i : i + CHUNK]) for i in range(0, len(prompts), CHUNK)])
+
+    def _encode(self, prompts: Sequence[str]) -> Conditioning:
+        tokens = self.tokenizer(
+            [prompt.lower().strip() for prompt in prompts],
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.encoder.device)
+        text = self.encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+        return Conditioning(text, {"mask": tokens.attention_mask})
+
+    def null(self) -> Conditioning:
+        """What stands for no prompt, in classifier-free guidance."""
+        return self.encode([""])
+
+    def inputs(self, cond: Conditioning) -> dict:
+        sizes = {"resolution": None, "aspect_ratio": None}  # inputs of the 1024 px models alone
+        return {
+            "encoder_hidden_states": cond.text,
+            "encoder_attention_mask": cond.extra["mask"],
+            "added_cond_kwargs": sizes,
+        }
+
+    def components(self) -> dict:
+        """Its parts in a diffusers pipeline."""
+        return {"text_encoder": self.encoder, "tokenizer": self.tokenizer}

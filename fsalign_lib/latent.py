@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fsalign_lib.conditioning import Cond, cat, stack
 from fsalign_lib.consistency import boundary_scalings, guidance_embedding
 from fsalign_lib.kernels import Kernel, build_kernel
-from fsalign_lib.presets import SCHEDULERS
+from fsalign_lib.presets import SCHEDULERS, Preset
 from fsalign_lib.schedules import NoiseSchedule, lcm_timesteps
 
 Training = Literal["lora", "full"]
@@ -33,7 +33,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class LatentModel:
-    """UNet, VAE, text encoders and noise schedule as one model (see `models.load`).
+    """UNet (or transformer), VAE, text encoders and noise schedule as one model (see `models.load`).
 
     Attributes:
         name: what `load` was given. kernel: the name of its usual sampler (see `sampler`).
@@ -42,21 +42,10 @@ class LatentModel:
         network: what is called in place of `unet`: itself, or its wrapper for several processes.
     """
 
-    def __init__(
-        self,
-        name: str,
-        unet,
-        vae,
-        text,
-        scheduler,
-        kernel: str | None = None,
-        timesteps: Sequence[int] | None = None,
-        guidance_scale: float = 1.0,
-        image_size: int | None = None,
-    ):
+    def __init__(self, name: str, unet, vae, text, scheduler, preset: Preset, image_size: int):
         config = scheduler.config
-        if config.beta_schedule != "scaled_linear":
-            raise ValueError(f"{name}: beta_schedule {config.beta_schedule!r} is not supported: expected scaled_linear")
+        if config.beta_schedule not in ("scaled_linear", "linear"):
+            raise ValueError(f"{name}: beta_schedule {config.beta_schedule!r}: expected scaled_linear or linear")
         if config.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(
                 f"{name}: prediction_type {config.prediction_type!r}: expected epsilon, v_prediction, sample"
@@ -67,17 +56,18 @@ class LatentModel:
             part.requires_grad_(False).eval()
         self.network: nn.Module = unet
         self.dtype: torch.dtype = unet.dtype
-        self.schedule = NoiseSchedule.scaled_linear(config.beta_start, config.beta_end, config.num_train_timesteps)
+        betas = getattr(NoiseSchedule, config.beta_schedule)
+        self.schedule: NoiseSchedule = betas(config.beta_start, config.beta_end, config.num_train_timesteps)
         self.prediction_type = config.prediction_type
-        self.kernel = kernel or SCHEDULERS[type(scheduler).__name__]
-        self.timesteps = timesteps
-        self.guidance_scale = guidance_scale
-        self.embeds_guidance = unet.config.time_cond_proj_dim is not None
-        self.image_size = image_size or unet.config.sample_size * vae_factor(vae)
+        self.kernel = preset.kernel or SCHEDULERS[type(scheduler).__name__]
+        self.timesteps = preset.timesteps
+        self.guidance_scale = preset.guidance
+        self.embeds_guidance = unet.config.get("time_cond_proj_dim") is not None
+        self.image_size = image_size
         self.training: dict | None = None  # what is trained: {"training": "lora", "rank": ...}
         self._copy: nn.Module | None = None
         self._in_reference = False
-        self._embeddings: dict[str, Cond] = {}
+        self._embeddings: dict[str | None, Cond] = {}  # None: no prompt
         self.fingerprint, self.vae_fingerprint = _fingerprint(unet), _fingerprint(vae)
 
     @property
@@ -144,7 +134,9 @@ class LatentModel:
         if self.embeds_guidance:
             embedding = guidance_embedding(self.guidance_scale, self.unet.config.time_cond_proj_dim)
             inputs["timestep_cond"] = embedding.to(x_t.device, self.dtype).expand(len(x_t), -1)
-        return network(x_t.to(self.dtype), t, **inputs, return_dict=False)[0].to(x_t.dtype)
+        t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+        out = network(x_t.to(self.dtype), timestep=t, **inputs, return_dict=False)[0]
+        return out[:, : x_t.shape[1]].to(x_t.dtype)  # PixArt also predicts a variance
 
     def _predict(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
         """The network's own output, with guidance; its two halves go through the network together."""
@@ -197,7 +189,12 @@ class LatentModel:
 
         Args:
             alpha: `rank` if None, as in the PSO code.
+
+        Raises:
+            ValueError: it is trained already, or diffusers has no adapters for this network (PixArt).
         """
+        if not hasattr(self.unet, "add_adapter"):
+            raise ValueError(f"{self.name}: {type(self.unet).__name__} takes no adapters: train all weights (full)")
         self._start_training()
         config = LoraConfig(
             r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)
@@ -282,8 +279,8 @@ class LatentModel:
         if self.training is not None and self.training["training"] == "lora":
             unet.fuse_lora()
             unet.unload_lora()
-        pipeline = self.text.pipeline(vae=self.vae, unet=unet, scheduler=self.scheduler, **self.text.components())
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        parts = {self.text.network: unet, "vae": self.vae, "scheduler": self.scheduler, **self.text.components()}
+        self.text.pipeline(**parts).save_pretrained(folder, safe_serialization=True)
 
 
 def vae_factor(vae: nn.Module) -> int:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fsalign_lib import presets
-from fsalign_lib.conditioning import ClipText, TwoClipText
+from fsalign_lib.conditioning import ClipText, T5Text, TwoClipText
 from fsalign_lib.latent import LatentModel, vae_factor
 from fsalign_lib.presets import SCHEDULERS, Preset
 
@@ -50,8 +50,8 @@ def load(
     unet = _network(name, preset, root, hub, dtype)
     vae = _vae(name, preset, root, hub, dtype)
     image_size = image_size or unet.config.sample_size * vae_factor(vae)
-    text = _text(name, root, unet.config.addition_embed_type == "text_time", image_size, dtype)
-    return LatentModel(name, unet, vae, text, scheduler, preset.kernel, preset.timesteps, preset.guidance, image_size)
+    text = _text(name, root, unet.config, image_size, dtype)
+    return LatentModel(name, unet, vae, text, scheduler, preset, image_size)
 
 
 def _find(name: str, hub: Path | None) -> tuple[Preset, Path]:
@@ -67,17 +67,15 @@ def _find(name: str, hub: Path | None) -> tuple[Preset, Path]:
                 f"unknown model {name!r}: choose from {', '.join(presets.PRESETS)}, or name a pipeline folder"
             )
         preset = Preset(Path(name))
-    needed = ["unet", "scheduler", "vae", "text_encoder", "tokenizer"]
-    root = preset.pipeline
+    root, needed = preset.pipeline, ["scheduler", "text_encoder", "tokenizer"]
     if not isinstance(root, Path):
-        elsewhere = {"unet": preset.network, "vae": preset.vae}
-        needed = [part for part in needed if not elsewhere.get(part)]
-        patterns = [
-            f"{part}{end}"
-            for part in (*needed, "text_encoder_2", "tokenizer_2")
-            for end in ("/*.json", "/*.safetensors", "/*.txt")
-        ]
+        needed += [] if preset.vae else ["vae"]
+        asked = [*needed, "text_encoder_2", "tokenizer_2"] + ([] if preset.network else ["unet", "transformer"])
+        patterns = [f"{part}{end}" for part in asked for end in ("/*.json", "/*.safetensors", "/*.txt", "/*.model")]
         root = presets.locate(name, root, hub, [*patterns, "unet/config.json", "model_index.json"])
+    else:
+        needed += ["vae"]
+    needed += [] if preset.network else ["transformer" if (root / "transformer").is_dir() else "unet"]
     wanted = [_branch(preset, part) for part in needed]
     missing = [part for part in wanted if not (root / part).is_dir()]
     if missing and root == presets.POCKET:
@@ -174,8 +172,10 @@ def merge_lora(unet: nn.Module, weights: Path) -> None:
 
 
 def _network(name: str, preset: Preset, root: Path, hub: Path | None, dtype: torch.dtype) -> nn.Module:
-    """The UNet: the pipeline's, or another repository's, or one file's; with a LoRA merged in."""
+    """The UNet or transformer: the pipeline's, or another repository's, or one file's; with a LoRA merged in."""
     kind = diffusers.UNet2DConditionModel
+    if (root / "transformer").is_dir():
+        return _module(diffusers.PixArtTransformer2DModel, root / "transformer", dtype)
     if preset.network is None:
         unet = _module(kind, root / _branch(preset, "unet"), dtype)
     else:
@@ -194,11 +194,14 @@ def _vae(name: str, preset: Preset, root: Path, hub: Path | None, dtype: torch.d
     return _module(diffusers.AutoencoderKL, folder, dtype)
 
 
-def _text(name: str, root: Path, two: bool, image_size: int, dtype: torch.dtype) -> ClipText | TwoClipText:
-    """The text encoders of a pipeline folder, one or two."""
+def _text(name: str, root: Path, config: dict, image_size: int, dtype: torch.dtype) -> ClipText | TwoClipText | T5Text:
+    """The text encoders of a pipeline folder: those that the network's configuration calls for."""
+    if config["_class_name"] == "PixArtTransformer2DModel":
+        encoder = _module(transformers.T5EncoderModel, root / "text_encoder", dtype)
+        return T5Text(encoder, transformers.T5Tokenizer.from_pretrained(root / "tokenizer"))
     encoder = _module(transformers.CLIPTextModel, root / "text_encoder", dtype)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(root / "tokenizer")
-    if not two:
+    if config.get("addition_embed_type") != "text_time":
         return ClipText(encoder, tokenizer)
     missing = [part for part in ("text_encoder_2", "tokenizer_2") if not (root / part).is_dir()]
     if missing:

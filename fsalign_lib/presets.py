@@ -6,7 +6,9 @@ r"""The models by name, as data: which repository each part comes from, at which
 | sdxl-dmd2, sdxl-dmd2-lora | renoise | 999, 749, 499, 249 | eps, none |
 | sdxl-dmd2-1step | renoise | 399, the only one | eps, none |
 | sdxl-lcm, lcm-dreamshaper-v7 | renoise | LCM's: 999, 759, 499, 259 | eps and boundary scalings, 8 embedded |
-| sdxl | DDIM | trailing | eps, classifier-free 5 |
+| sdxl, pixart-alpha | DDIM | trailing | eps, classifier-free 5 and 4.5 (the pipelines' defaults) |
+
+`edm.denoise` gives a model in the form of EDM, in which DI++ uses PixArt-alpha.
 
 Repositories are read from the hub, or from a folder in the hub's layout, <folder>/<owner>/<repository>, that the
 environment variable FSALIGN_HUB or the argument `hub` of `models.load` names.
@@ -34,6 +36,7 @@ SCHEDULERS = {
     "DDPMScheduler": "ddim",
     "PNDMScheduler": "ddim",
     "EulerDiscreteScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "ddim",
 }
 
 # Commits on the hub. Where this was written the hub could not be asked; these are the ones that several independent
@@ -45,6 +48,7 @@ REVISIONS = {
     FP16_VAE: "207b116dae70ace3637169f1ddd2434b91b3a8cd",
     DMD2: "be22767697a1f3ca656b73c776e15fa335c86c6c",
     "SimianLuo/LCM_Dreamshaper_v7": "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
+    "PixArt-alpha/PixArt-XL-2-512x512": "50f702106901db6d0f8b67eb88e814c56ded2692",
 }
 
 # diffusers' LCMScheduler on DMD2's grid: with 1000 origin steps it takes every (1000 / N)-th time, 999 the first.
@@ -106,6 +110,7 @@ PRESETS = {
         "SimianLuo/LCM_Dreamshaper_v7", scheduler=LCM_SCHEDULER, kernel="renoise", guidance=8.0
     ),
     "sdxl": Preset(SDXL, vae=FP16_VAE, kernel="ddim", guidance=5.0),
+    "pixart-alpha": Preset("PixArt-alpha/PixArt-XL-2-512x512", kernel="ddim", guidance=4.5),
 }
 
 

@@ -40,7 +40,8 @@ def save_twin(name: str, folder: Path, seed: int = 0) -> Path:
     folder = Path(folder)
     with torch.random.fork_rng():
         base = "sdxl" if preset.pipeline == SDXL else name
-        _save_pipeline(base, folder / preset.pipeline, preset.pipeline, seed)
+        save = _save_pixart if name == "pixart-alpha" else _save_pipeline
+        save(base, folder / preset.pipeline, preset.pipeline, seed)
         if preset.vae == FP16_VAE:
             _seed(preset.vae, seed)
             _vae(full.SDXL_VAE | {"force_upcast": False}).save_pretrained(folder / preset.vae)
@@ -135,6 +136,31 @@ def _save_pipeline(name: str, folder: Path, source: str, seed: int) -> None:
             "tokenizer_2": ["transformers", "CLIPTokenizer"],
             "force_zeros_for_empty_prompt": True,
         }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _save_pixart(name: str, folder: Path, source: str, seed: int) -> None:
+    _seed(source, seed)
+    small = {"sample_size": LATENT, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": WIDTH // 2}
+    small |= {"cross_attention_dim": WIDTH, "caption_channels": WIDTH}
+    diffusers.PixArtTransformer2DModel(**full.PIXART_512 | small).save_pretrained(folder / "transformer")
+    _vae(full.VAE).save_pretrained(folder / "vae")
+    diffusers.DPMSolverMultistepScheduler.from_config(full.PIXART_SCHEDULER).save_pretrained(folder / "scheduler")
+    characters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    characters += [(character, -3.0) for character in string.ascii_lowercase + string.digits + "!,."]
+    words = transformers.T5Tokenizer(vocab=characters, extra_ids=0, model_max_length=120)
+    words.save_pretrained(folder / "tokenizer")
+    small = {"d_model": WIDTH, "d_kv": WIDTH // 2, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 2}
+    config = transformers.T5Config(**full.T5_XXL | small | {"vocab_size": len(words)})
+    transformers.T5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    index = {
+        "_class_name": "PixArtAlphaPipeline",
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

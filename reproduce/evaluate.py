@@ -169,7 +169,7 @@ class EvaluateConfig:
     """Score a model, or a trained checkpoint against the model that it started from."""
 
     model: str = "pocket-turbo"
-    """A preset of fsalign_lib.models, or a pipeline folder."""
+    """A preset of fsalign_lib.presets, or a pipeline folder."""
     checkpoint: Path | None = None
     """Folder of a training run, or of one of its checkpoints."""
     prompts: tuple[str, ...] = ("test-pickapic", "test-heldout")

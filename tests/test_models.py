@@ -179,7 +179,7 @@ def test_loading_errors_say_what_to_do(folder, tmp_path):
         models.load(tmp_path)
     for key, value, message in (
         ("_class_name", "UniPCMultistepScheduler", "scheduler UniPC.* is not supported"),
-        ("beta_schedule", "linear", "beta_schedule 'linear' is not supported"),
+        ("beta_schedule", "squaredcos_cap_v2", "beta_schedule 'squaredcos_cap_v2': expected scaled_linear"),
         ("prediction_type", "flow", "prediction_type 'flow'"),
     ):
         path = tiny.build(tmp_path / key)
