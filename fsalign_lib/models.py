@@ -1,306 +1,233 @@
-r"""Latent diffusion models in diffusers' own classes, behind the few methods that kernels, losses and loops need.
+"""Loading models: presets by name, and pipeline folders, in diffusers' and transformers' classes.
 
-`load(name)` takes a preset ("pocket-turbo") or a folder in diffusers' pipeline layout. Whatever a network predicts
-(noise, v or the clean sample), and whatever the guidance, is settled here: callers see `predict_x0` and `predict_eps`.
+`load(name)` takes a preset ("pocket-turbo", see `presets`) or a folder in diffusers' pipeline layout.
 
-The frozen reference of the preference objectives is the same network with its adapter off (LoRA), or a frozen copy
-(when all weights are trained): `with model.reference(): ...`.
+The libraries warn when a checkpoint lacks a weight or holds one that the network has no place for, and go on with
+random weights. Here that is an error. Nothing is unpickled except by `torch.load(weights_only=True)`.
 """
 
-import contextlib
-import copy
-import hashlib
+import inspect
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import pickle
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import diffusers
 import torch
 import transformers
-from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fsalign_lib.schedules import NoiseSchedule
+from fsalign_lib import presets
+from fsalign_lib.conditioning import ClipText, T5Text, TwoClipText
+from fsalign_lib.latent import LatentModel, vae_factor
+from fsalign_lib.presets import SCHEDULERS, Preset
 
-Training = Literal["lora", "full"]
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-POCKET = Path(__file__).parent / "pocket" / "weights"
-
-# The sampler that a pipeline's scheduler stands for; other multi-step schedulers are served by DDIM.
-SCHEDULERS = {
-    "EulerAncestralDiscreteScheduler": "euler-ancestral",
-    "LCMScheduler": "renoise",
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddim",
-    "PNDMScheduler": "ddim",
-    "EulerDiscreteScheduler": "ddim",
-}
-PARTS = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
+SHOWN = 3  # keys named in a message
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Where a model's parts lie: under `root`, or on the hub at a pinned `revision`."""
+def load(
+    name: str | Path,
+    dtype: torch.dtype = torch.float32,
+    image_size: int | None = None,
+    hub: str | Path | None = None,
+) -> LatentModel:
+    """Load a preset by name, or a folder in diffusers' pipeline layout.
 
-    root: str
-    revision: str | None = None
-    branch: str = ""  # a subfolder for unet and scheduler, where several models share the other parts
-    kernel: str | None = None
-
-
-PRESETS = {
-    "pocket-turbo": Preset(str(POCKET), branch="student", kernel="euler-ancestral"),
-    "pocket-teacher": Preset(str(POCKET), branch="teacher", kernel="ddim"),
-    # Loaded by the same code as the pocket models, but not run where this was written.
-    "sd-turbo": Preset("stabilityai/sd-turbo", "b261bac6fd2cf515557d5d0707481eafa0485ec2", kernel="euler-ancestral"),
-}
-
-
-class LatentModel:
-    """UNet, VAE, text encoder, tokenizer and noise schedule as one model (see `load`).
-
-    Attributes:
-        name: what `load` was given. kernel: the name of its usual sampler (see `kernels.build_kernel`).
-        guidance_scale: classifier-free guidance weight w, eps = eps_null + w (eps_cond - eps_null); 1 is none.
-        network: what is called in place of `unet`: itself, or its wrapper for several processes.
-    """
-
-    def __init__(self, name: str, unet, vae, text_encoder, tokenizer, scheduler, kernel: str | None = None):
-        config = scheduler.config
-        if config.beta_schedule != "scaled_linear":
-            raise ValueError(f"{name}: beta_schedule {config.beta_schedule!r} is not supported: expected scaled_linear")
-        if config.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(
-                f"{name}: prediction_type {config.prediction_type!r}: expected epsilon, v_prediction, sample"
-            )
-        self.name, self.tokenizer, self.scheduler = name, tokenizer, scheduler
-        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
-        for part in (unet, vae, text_encoder):
-            part.requires_grad_(False).eval()
-        self.network: nn.Module = unet
-        self.schedule = NoiseSchedule.scaled_linear(config.beta_start, config.beta_end, config.num_train_timesteps)
-        self.prediction_type = config.prediction_type
-        self.kernel = kernel or SCHEDULERS[type(scheduler).__name__]
-        self.guidance_scale = 1.0
-        self.training: dict | None = None  # what is trained: {"training": "lora", "rank": ...}
-        self._copy: nn.Module | None = None
-        self._in_reference = False
-        self._embeddings: dict[str, Tensor] = {}
-        self.fingerprint, self.vae_fingerprint = _fingerprint(unet), _fingerprint(vae)
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.device
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        size = self.unet.config.sample_size
-        return (self.unet.config.in_channels, size, size)
-
-    @property
-    def image_size(self) -> int:
-        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    def to(self, device: torch.device) -> "LatentModel":
-        for part in (self.unet, self.vae, self.text_encoder, self._copy):
-            if part is not None:
-                part.to(device)
-        self._embeddings = {k: v.to(device) for k, v in self._embeddings.items()}
-        return self
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings of prompts, each encoded once in the model's life.  # (B, L, D) float32"""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._embeddings]
-        if new:
-            tokens = self.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            self._embeddings |= zip(new, self.text_encoder(tokens.to(self.device))[0].float(), strict=True)
-        return torch.stack([self._embeddings[p] for p in prompts])
-
-    def _predict(self, x_t: Tensor, t: int | Tensor, cond: Tensor) -> Tensor:
-        """The network's own output, with guidance; its two halves go through the network together."""
-        network = self._copy if self._in_reference and self._copy is not None else self.network
-        if self.guidance_scale == 1:
-            return network(x_t, t, cond, return_dict=False)[0].to(x_t.dtype)
-        null = self.encode_prompts([""]).expand_as(cond)
-        both_t = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-        out = network(torch.cat([x_t, x_t]), both_t, torch.cat([null, cond]), return_dict=False)[0].to(x_t.dtype)
-        unconditional, conditional = out.chunk(2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
-
-    def predict_x0(self, x_t: Tensor, t: int | Tensor, cond: Tensor) -> Tensor:
-        """The predicted clean latent of a VP sample x_t at time t, an int or a LongTensor (B,).  # (B, C, h, w)"""
-        out = self._predict(x_t, t, cond)
-        if self.prediction_type == "epsilon":
-            return self.schedule.x0_from_eps(x_t, out, t)
-        return out if self.prediction_type == "sample" else self.schedule.x0_from_v(x_t, out, t)
-
-    def predict_eps(self, x_t: Tensor, t: int | Tensor, cond: Tensor) -> Tensor:
-        """The predicted noise of a VP sample x_t at time t, an int or a LongTensor (B,).  # (B, C, h, w)"""
-        out = self._predict(x_t, t, cond)
-        if self.prediction_type == "epsilon":
-            return out
-        convert = self.schedule.eps_from_x0 if self.prediction_type == "sample" else self.schedule.eps_from_v
-        return convert(x_t, out, t)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures in [0, 1], differentiable.  # (B, 3, H, W)"""
-        pictures = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-        return (pictures / 2 + 0.5).clamp(0, 1)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents (posterior means, scaled to unit variance) of pictures in [0, 1].  # (B, C, h, w)"""
-        return self.vae.encode(images * 2 - 1).latent_dist.mean * self.vae.config.scaling_factor
-
-    def add_lora(self, rank: int, alpha: int | None = None, targets: Sequence[str] = ATTENTION, seed: int = 0) -> None:
-        """Train low-rank adapters on the named layers: W + (alpha / rank) B A, with B = 0 at the start.
-
-        Args:
-            alpha: `rank` if None, as in the PSO code.
-        """
-        self._start_training()
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.unet.add_adapter(config)
-        self.training = {"training": "lora", "rank": rank, "alpha": alpha or rank, "targets": list(targets)}
-
-    def train_all_weights(self) -> None:
-        """Train every weight of the UNet; the reference is a frozen copy."""
-        self._start_training()
-        self._copy = copy.deepcopy(self.unet)
-        self.unet.requires_grad_(True)
-        self.training = {"training": "full"}
-
-    def _start_training(self) -> None:
-        if self.training is not None:
-            raise ValueError(f"{self.name} is trained already ({self.training}): load it again for another training")
-
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
-
-    @contextlib.contextmanager
-    def reference(self) -> Iterator[None]:
-        """Within it the model is the frozen reference: the network as it was loaded."""
-        adapter = self.training is not None and self.training["training"] == "lora"
-        if adapter:
-            self.unet.disable_adapters()
-        self._in_reference = True
-        try:
-            yield
-        finally:
-            self._in_reference = False
-            if adapter:
-                self.unet.enable_adapters()
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write the trained weights (adapters, or the whole UNet), and which model they belong to."""
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.trained_parameters().items()}
-        save_file(tensors, folder / "trained.safetensors")
-        about = {"model": self.name, "fingerprint": self.fingerprint, **(self.training or {})}
-        (folder / "trained.json").write_text(json.dumps(about, indent=2) + "\n")
-
-    def load_adapter(self, folder: Path) -> None:
-        """Take the trained weights that `save_adapter` wrote; training is set up first if it was not.
-
-        Raises:
-            FileNotFoundError: no such files.
-            ValueError: they belong to another model, or to another kind of training.
-        """
-        path = Path(folder) / "trained.json"
-        if not path.exists():
-            raise FileNotFoundError(f"no trained weights in {folder}: expected trained.json and trained.safetensors")
-        about = json.loads(path.read_text())
-        model, fingerprint = about.pop("model"), about.pop("fingerprint")
-        if fingerprint != self.fingerprint:
-            raise ValueError(
-                f"checkpoint {folder} was trained from {model!r} (weights {fingerprint[:8]}) and not from "
-                f"{self.name!r} (weights {self.fingerprint[:8]}): load the model that it belongs to"
-            )
-        if self.training is None:
-            lora = about["training"] == "lora"
-            self.add_lora(about["rank"], about["alpha"], about["targets"]) if lora else self.train_all_weights()
-        if self.training != about:
-            raise ValueError(
-                f"checkpoint {folder} holds {about} and this model trains {self.training}: make them agree"
-            )
-        tensors = load_file(Path(folder) / "trained.safetensors")
-        parameters = self.trained_parameters()
-        if tensors.keys() != parameters.keys():
-            raise ValueError(f"checkpoint {folder} holds other layers than {self.name!r} trains: it is damaged")
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(tensors[name])
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write a diffusers StableDiffusionPipeline folder with the trained weights merged in; `load` reads it."""
-        unet = copy.deepcopy(self.unet)
-        if self.training is not None and self.training["training"] == "lora":
-            unet.fuse_lora()
-            unet.unload_lora()
-        parts = (self.vae, self.text_encoder, self.tokenizer, unet, self.scheduler)
-        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        diffusers.StableDiffusionPipeline(*parts, **unused).save_pretrained(folder, safe_serialization=True)
-
-
-def _fingerprint(network: nn.Module) -> str:
-    """A hash over names, shapes and some values of the weights: tells models of the same shape apart."""
-    digest = hashlib.sha256()
-    for name, p in sorted(network.named_parameters()):
-        digest.update(f"{name}{tuple(p.shape)}".encode())
-        digest.update(p.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load(name: str | Path) -> LatentModel:
-    """Load a preset by name, or a folder in diffusers' pipeline layout, in float32.
+    Args:
+        dtype: of all networks.
+        image_size: of the pictures, if not the one that the UNet's configuration names.
+        hub: a folder with repositories as <owner>/<repository>, to read in place of the hub; see `presets`.
 
     Raises:
-        ValueError: an unknown name, or a pipeline of a kind that is not supported.
-        FileNotFoundError: the folder, or one of its parts, is missing.
+        ValueError: an unknown name, a pipeline of a kind that is not supported, weights that do not fit.
+        FileNotFoundError: a repository, a folder or a part of one is missing, or the hub cannot be reached.
+        PermissionError: a repository asks for consent.
     """
-    preset = PRESETS.get(str(name))
+    name, hub = str(name), presets.local_hub(hub)
+    preset, root = _find(name, hub)
+    scheduler = _scheduler(name, preset, root, SCHEDULERS)
+    unet = _network(name, preset, root, hub, dtype)
+    vae = _vae(name, preset, root, hub, dtype)
+    image_size = image_size or unet.config.sample_size * vae_factor(vae)
+    text = _text(name, root, unet.config, image_size, dtype)
+    return LatentModel(name, unet, vae, text, scheduler, preset, image_size)
+
+
+def _find(name: str, hub: Path | None) -> tuple[Preset, Path]:
+    """The preset of a name, or of a pipeline folder, and the folder that holds the pipeline.
+
+    Raises:
+        ValueError: an unknown name. FileNotFoundError: see `presets.locate`; or a part of the pipeline is missing.
+    """
+    preset = presets.PRESETS.get(name)
     if preset is None:
         if not Path(name).is_dir():
             raise ValueError(
-                f"unknown model {str(name)!r}: choose from {', '.join(PRESETS)}, or name a pipeline folder"
+                f"unknown model {name!r}: choose from {', '.join(presets.PRESETS)}, or name a pipeline folder"
             )
-        preset = Preset(str(name))
-    source: dict = {"revision": preset.revision} if preset.revision else {"local_files_only": True}
-    folder = {part: f"{preset.branch}/{part}" if preset.branch and part in PARTS[:2] else part for part in PARTS}
-    if preset.revision is None:
-        _check_parts(str(name), Path(preset.root), folder)
-    model = {"use_safetensors": True, **source}
-    config = diffusers.DDIMScheduler.load_config(preset.root, subfolder=folder["scheduler"], **source)
-    kind = config["_class_name"]
-    if kind not in SCHEDULERS:
-        raise ValueError(f"{name}: scheduler {kind} is not supported: expected one of {', '.join(SCHEDULERS)}")
-    return LatentModel(
-        str(name),
-        diffusers.UNet2DConditionModel.from_pretrained(
-            preset.root, subfolder=folder["unet"], torch_dtype=torch.float32, **model
-        ),
-        diffusers.AutoencoderKL.from_pretrained(preset.root, subfolder="vae", torch_dtype=torch.float32, **model),
-        transformers.CLIPTextModel.from_pretrained(preset.root, subfolder="text_encoder", dtype=torch.float32, **model),
-        transformers.CLIPTokenizer.from_pretrained(preset.root, subfolder="tokenizer", **source),
-        getattr(diffusers, kind).from_config(config),
-        preset.kernel,
-    )
-
-
-def _check_parts(name: str, root: Path, folder: dict[str, str]) -> None:
-    missing = [f for f in folder.values() if not (root / f).is_dir()]
-    if missing and root == POCKET:
+        preset = Preset(Path(name))
+    root, needed = preset.pipeline, ["scheduler", "text_encoder", "tokenizer"]
+    if not isinstance(root, Path):
+        needed += [] if preset.vae else ["vae"]
+        asked = [*needed, "text_encoder_2", "tokenizer_2"] + ([] if preset.network else ["unet", "transformer"])
+        patterns = [f"{part}{end}" for part in asked for end in ("/*.json", "/*.safetensors", "/*.txt", "/*.model")]
+        root = presets.locate(name, root, hub, [*patterns, "unet/config.json", "model_index.json"])
+    else:
+        needed += ["vae"]
+    needed += [] if preset.network else ["transformer" if (root / "transformer").is_dir() else "unet"]
+    wanted = [_branch(preset, part) for part in needed]
+    missing = [part for part in wanted if not (root / part).is_dir()]
+    if missing and root == presets.POCKET:
         raise FileNotFoundError(
             f"model {name!r}: its weights are not in {root}: build them with python -m fsalign_lib.pocket.build"
         )
     if missing:
-        raise FileNotFoundError(f"model folder {name!r} has no {missing[0]}/: expected {', '.join(folder.values())}")
-    if (root / "text_encoder_2").is_dir():
-        raise ValueError(f"model folder {name!r} has two text encoders (SDXL): full scale lands with that milestone")
+        again = "" if isinstance(preset.pipeline, Path) else f": {presets.how_to_get(preset.pipeline, hub)}"
+        raise FileNotFoundError(f"model folder {str(root)!r} has no {missing[0]}/: expected {', '.join(wanted)}{again}")
+    return preset, root
+
+
+def _branch(preset: Preset, part: str) -> str:
+    return f"{preset.branch}/{part}" if preset.branch and part in ("unet", "scheduler") else part
+
+
+def _module(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A network that `save_pretrained` wrote, in either library's class.
+
+    Raises:
+        OSError: no safetensors in the folder. ValueError: its keys or shapes are not the network's.
+    """
+    of_diffusers = issubclass(kind, diffusers.ModelMixin)
+    options = {"torch_dtype" if of_diffusers else "dtype": dtype, "ignore_mismatched_sizes": True}
+    files = [path.name for path in folder.glob("*.safetensors")]
+    if files and all(".fp16" in file for file in files):
+        options["variant"] = "fp16"
+    if of_diffusers:
+        options["low_cpu_mem_usage"] = False
+    network, info = kind.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+    )
+    # transformers drops and adds buffers between its versions, so a key too many is the business of diffusers' alone.
+    unknown = info["unexpected_keys"] if of_diffusers else ()
+    _same_keys(str(folder), info["missing_keys"], unknown, info["mismatched_keys"])
+    return network
+
+
+def _same_keys(where: str, missing: Iterable, unknown: Iterable, reshaped: Iterable) -> None:
+    told = []
+    for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped)):
+        keys = sorted(key if isinstance(key, str) else key[0] for key in keys)
+        if keys:
+            told.append(f"{len(keys)} {what} ({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})")
+    if told:
+        raise ValueError(f"the weights in {where} are not this network's: keys {'; '.join(told)}: get the right file")
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, or in a torch file that holds nothing but tensors.
+
+    Raises:
+        ValueError: it is damaged, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a file of tensors ({why[:80]}): download it again") from None
+
+
+def unet_from_file(config: Path, weights: Path, dtype: torch.dtype) -> nn.Module:
+    """A UNet of the configuration in a folder with the weights of one file, as DMD2 publishes them."""
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel.from_config(diffusers.UNet2DConditionModel.load_config(config))
+    here, there = unet.state_dict(), state_dict(weights)
+    reshaped = [key for key in here.keys() & there.keys() if here[key].shape != there[key].shape]
+    _same_keys(str(weights), here.keys() - there.keys(), there.keys() - here.keys(), reshaped)
+    unet.load_state_dict({key: value.to(dtype) for key, value in there.items()}, assign=True)
+    return unet
+
+
+def merge_lora(unet: nn.Module, weights: Path) -> None:
+    """Add the low-rank weights of a file to those of the UNet.
+
+    Raises:
+        ValueError: not a LoRA file, or some of its layers are not in the UNet.
+    """
+    pipeline = diffusers.StableDiffusionXLPipeline
+    loaded, alphas = pipeline.lora_state_dict(state_dict(weights), unet_config=unet.config)
+    low_rank = {key for key in loaded if key.startswith("unet.") and not key.endswith("alpha")}
+    if not low_rank:
+        raise ValueError(f"{weights} holds no LoRA of a UNet: get the right file")
+    pipeline.load_lora_into_unet(loaded, network_alphas=alphas, unet=unet)
+    placed = sum("lora_" in key for key, _ in unet.named_parameters())
+    if placed != len(low_rank):
+        raise ValueError(
+            f"{weights} has {len(low_rank)} LoRA tensors and {placed} found a place in the UNet: get the right file"
+        )
+    unet.fuse_lora()
+    unet.unload_lora()
+
+
+def _network(name: str, preset: Preset, root: Path, hub: Path | None, dtype: torch.dtype) -> nn.Module:
+    """The UNet or transformer: the pipeline's, or another repository's, or one file's; with a LoRA merged in."""
+    kind = diffusers.UNet2DConditionModel
+    if (root / "transformer").is_dir():
+        return _module(diffusers.PixArtTransformer2DModel, root / "transformer", dtype)
+    if preset.network is None:
+        unet = _module(kind, root / _branch(preset, "unet"), dtype)
+    else:
+        source = presets.locate(name, preset.network, hub, ["config.json", "diffusion_pytorch_model.safetensors"])
+        unet = unet_from_file(root / "unet", source, dtype) if source.is_file() else _module(kind, source, dtype)
+    if preset.lora is not None:
+        merge_lora(unet, presets.locate(name, preset.lora, hub, []))
+    return unet
+
+
+def _vae(name: str, preset: Preset, root: Path, hub: Path | None, dtype: torch.dtype) -> nn.Module:
+    """The autoencoder: the pipeline's, or another repository's."""
+    folder = root / "vae"
+    if preset.vae is not None:
+        folder = presets.locate(name, preset.vae, hub, ["config.json", "diffusion_pytorch_model.safetensors"])
+    return _module(diffusers.AutoencoderKL, folder, dtype)
+
+
+def _text(name: str, root: Path, config: dict, image_size: int, dtype: torch.dtype) -> ClipText | TwoClipText | T5Text:
+    """The text encoders of a pipeline folder: those that the network's configuration calls for."""
+    if config["_class_name"] == "PixArtTransformer2DModel":
+        encoder = _module(transformers.T5EncoderModel, root / "text_encoder", dtype)
+        return T5Text(encoder, transformers.T5Tokenizer.from_pretrained(root / "tokenizer"))
+    encoder = _module(transformers.CLIPTextModel, root / "text_encoder", dtype)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(root / "tokenizer")
+    if config.get("addition_embed_type") != "text_time":
+        return ClipText(encoder, tokenizer)
+    missing = [part for part in ("text_encoder_2", "tokenizer_2") if not (root / part).is_dir()]
+    if missing:
+        raise FileNotFoundError(f"model {name!r}: {root} has no {missing[0]}/, and its UNet needs two text encoders")
+    second = _module(transformers.CLIPTextModelWithProjection, root / "text_encoder_2", dtype)
+    tokenizers = (tokenizer, transformers.CLIPTokenizer.from_pretrained(root / "tokenizer_2"))
+    index = root / "model_index.json"
+    about = json.loads(index.read_text()) if index.exists() else {}
+    return TwoClipText(
+        (encoder, second), tokenizers, image_size, zero_null=about.get("force_zeros_for_empty_prompt", True)
+    )
+
+
+def _scheduler(name: str, preset: Preset, root: Path, supported: Iterable[str]):
+    """The scheduler of a pipeline folder, with what the preset changes in its configuration.
+
+    Raises:
+        ValueError: a class that is not one of `supported`.
+    """
+    config = diffusers.DDIMScheduler.load_config(root, subfolder=_branch(preset, "scheduler"), local_files_only=True)
+    config = {**config, **preset.scheduler}
+    if config["_class_name"] not in supported:
+        raise ValueError(
+            f"{name}: scheduler {config['_class_name']} is not supported: expected one of {', '.join(supported)}"
+        )
+    kind = getattr(diffusers, config["_class_name"])
+    if preset.scheduler:  # another class than the pipeline's, which knows fewer fields
+        config = {key: config[key] for key in inspect.signature(kind).parameters if key in config}
+    return kind.from_config(config)

@@ -1,6 +1,7 @@
 r"""Trajectories of a model under a kernel, and the log-probs of their transitions.
 
-A model is anything with `predict_x0(x_t, t, cond)`, t an int or a LongTensor (B,); `cond` is a tensor, batch first.
+A model is anything with `predict_x0(x_t, t, cond)`, t an int or a LongTensor (B,); `cond` is a tensor, batch
+first, or a `Conditioning`, which is indexed and repeated like one.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsalign_lib.conditioning import Cond
 from fsalign_lib.kernels import Kernel, Reduction
 
 
@@ -54,7 +56,7 @@ def seeded_noise(run_seed: int, step: int, prompt_ids: Sequence[int] | Tensor, s
 
 
 @torch.no_grad()
-def rollout(model, kernel: Kernel, cond: Tensor, noise: Tensor, reduction: Reduction = "mean") -> Trajectory:
+def rollout(model, kernel: Kernel, cond: Cond, noise: Tensor, reduction: Reduction = "mean") -> Trajectory:
     """Sample one trajectory for each row of `cond`, with one network call a step.
 
     Args:
@@ -85,7 +87,7 @@ def rollout(model, kernel: Kernel, cond: Tensor, noise: Tensor, reduction: Reduc
 
 
 def step_log_probs(
-    model, kernel: Kernel, trajectory: Trajectory, cond: Tensor, steps: Sequence[int], reduction: Reduction = "mean"
+    model, kernel: Kernel, trajectory: Trajectory, cond: Cond, steps: Sequence[int], reduction: Reduction = "mean"
 ) -> Tensor:
     r"""$\log p_\theta(x_{n+1} | x_n, c)$ of recorded transitions under the model as it is now, with its gradient.
 

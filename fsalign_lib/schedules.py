@@ -47,10 +47,17 @@ class NoiseSchedule:
     ) -> "NoiseSchedule":
         r"""Stable Diffusion's: $\sqrt{\beta_t}$ is linear in $t$ and $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$.
 
-        This is the only place where beta means a noise variance.
+        This and `linear` are the only places where beta means a noise variance.
         """
         noise_variances = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
         return cls(torch.cumprod(1 - noise_variances, dim=0))
+
+    @classmethod
+    def linear(
+        cls, beta_start: float = 0.0001, beta_end: float = 0.02, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS
+    ) -> "NoiseSchedule":
+        r"""DDPM's and PixArt's: $\beta_t$ is linear in $t$ and $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$."""
+        return cls(torch.cumprod(1 - torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64), 0))
 
     @property
     def num_train_timesteps(self) -> int:
@@ -88,6 +95,12 @@ class NoiseSchedule:
         self._check(t)
         sigmas = self._noise / self._signal
         return sigmas.to(t.device)[t] if isinstance(t, Tensor) else float(sigmas[t])
+
+    def nearest_t(self, sigma: float | Tensor) -> Tensor:
+        r"""The time whose VE noise level $\sigma_t$ is nearest to $\sigma$.  # LongTensor, of sigma's shape"""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64)
+        levels = (self._noise / self._signal).to(sigma.device)
+        return (levels - sigma[..., None]).abs().argmin(-1)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         r"""$x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$, a sample of $q(x_t | x_0)$."""

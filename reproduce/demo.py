@@ -23,8 +23,9 @@ from tqdm import tqdm
 import train_online
 from common import command_line, plain, positive, provenance, writable_folder, write_json
 from evaluate import compare, evaluate, sample
+from fsalign_lib.latent import LatentModel
 from fsalign_lib.metrics import Interval
-from fsalign_lib.models import LatentModel, load
+from fsalign_lib.models import load
 from fsalign_lib.plotting import contact_sheet, save
 from fsalign_lib.pocket.captions import prompts
 from runs import make_config

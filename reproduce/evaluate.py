@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import command_line, plain, positive, provenance, read_prompts, writable_folder, write_json
-from fsalign_lib.kernels import build_kernel
+from fsalign_lib.latent import LatentModel
 from fsalign_lib.metrics import Interval
-from fsalign_lib.models import LatentModel, load
+from fsalign_lib.models import load
 from fsalign_lib.pocket.captions import parse
 from fsalign_lib.rollout import rollout, seeded_noise
 from runs import last_checkpoint
@@ -40,7 +40,7 @@ def picture_noise(prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int
 @torch.no_grad()
 def sample(model: LatentModel, kernel_name: str | None, steps: int, prompts: Sequence[str], seeds: Sequence[int]):
     """Pictures in [0, 1] of each prompt and seed.  # (len(prompts), len(seeds), 3, H, W)"""
-    kernel = build_kernel(kernel_name or model.kernel, model.schedule, steps)
+    kernel = model.sampler(steps, kernel_name)
     noise = picture_noise(prompts, seeds, model.latent_shape, steps + 1).flatten(0, 1).to(model.device)
     cond = model.encode_prompts(prompts).repeat_interleave(len(seeds), 0)
     return model.decode(rollout(model, kernel, cond, noise).final).unflatten(0, (-1, len(seeds)))
@@ -169,7 +169,7 @@ class EvaluateConfig:
     """Score a model, or a trained checkpoint against the model that it started from."""
 
     model: str = "pocket-turbo"
-    """A preset of fsalign_lib.models, or a pipeline folder."""
+    """A preset of fsalign_lib.presets, or a pipeline folder."""
     checkpoint: Path | None = None
     """Folder of a training run, or of one of its checkpoints."""
     prompts: tuple[str, ...] = ("test-pickapic", "test-heldout")
@@ -208,7 +208,7 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
         torch.set_num_threads(config.threads)
     model = model or load(config.model)
     for steps in config.steps:
-        build_kernel(config.kernel or model.kernel, model.schedule, steps)
+        model.sampler(steps, config.kernel)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     metrics = metrics or load_metrics(config.metrics, model.device)
     if config.checkpoint is not None:

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from common import command_line, generator, plain, positive, provenance, read_prompts, writable_folder, write_json
 from fsalign_lib.kernels import build_kernel
-from fsalign_lib.models import LatentModel, load
+from fsalign_lib.latent import LatentModel
+from fsalign_lib.models import load
 from fsalign_lib.pocket import captions, judge
 from fsalign_lib.rollout import rollout, seeded_noise
 

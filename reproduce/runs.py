@@ -18,9 +18,9 @@ from torch import Tensor
 
 import recipes
 from common import plain, positive, provenance, writable_folder, write_json
-from fsalign_lib.kernels import Kernel, Reduction, build_kernel, require_stochastic
+from fsalign_lib.kernels import Kernel, Reduction, require_stochastic
+from fsalign_lib.latent import LatentModel, Training
 from fsalign_lib.losses.preference import Steps
-from fsalign_lib.models import LatentModel, Training
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,7 @@ class TrainConfig:
     scale: str
     """Whose recipe: pocket or full."""
     model: str
-    """A preset of fsalign_lib.models, or a pipeline folder."""
+    """A preset of fsalign_lib.presets, or a pipeline folder."""
     out: Path
     """Folder of the run: configuration, checkpoints, result."""
     seed: int
@@ -94,7 +94,7 @@ def parse_training(config_type: type, default_method: str, description: str | No
 
 
 def training_kernel(config: TrainConfig, model: LatentModel) -> Kernel:
-    kernel = build_kernel(config.kernel or model.kernel, model.schedule, config.steps)
+    kernel = model.sampler(config.steps, config.kernel)
     require_stochastic(kernel)
     return kernel
 

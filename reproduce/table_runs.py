@@ -20,7 +20,8 @@ import train_online
 from claims import read_claims, status
 from common import plain, provenance, read_prompts, writable_folder, write_json
 from evaluate import compare, evaluate
-from fsalign_lib.models import LatentModel, load
+from fsalign_lib.latent import LatentModel
+from fsalign_lib.models import load
 from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
 from pairs import PairConfig, Utility

@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 import recipes
 from common import check_finite, command_line, generator, positive
+from fsalign_lib.conditioning import Cond
 from fsalign_lib.kernels import Kernel
+from fsalign_lib.latent import LatentModel
 from fsalign_lib.losses.preference import squared_error
-from fsalign_lib.models import LatentModel, load
+from fsalign_lib.models import load
 from fsalign_lib.rollout import seeded_noise
 from pairs import read_latents
 from runs import Run, TrainConfig, parse_training, training_kernel
@@ -50,7 +52,7 @@ class Setup:
     model: LatentModel
     prompts: list[str]  # a pair each
     latents: Tensor  # (pairs, 2, C, h, w), the winner at index 0
-    cond: Tensor  # (pairs, L, D)
+    cond: Cond  # pairs
     kernel: Kernel
     run: Run
 
@@ -100,7 +102,7 @@ def noised(setup: Setup, update: int, rows: Tensor) -> tuple[Tensor, Tensor, Ten
     return x_t.unflatten(0, (P, K, S)), eps, t
 
 
-def squared_errors(setup: Setup, x_t: Tensor, eps: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+def squared_errors(setup: Setup, x_t: Tensor, eps: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """||eps - eps_hat||^2 of all pictures at all times, in one network call.  # (P, K, S)"""
     P, K, S = x_t.shape[:3]
     times = t[:, None].expand(P, K, S).flatten().to(x_t.device)

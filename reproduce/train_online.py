@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 import recipes
 from common import check_finite, command_line, generator, positive, read_prompts
+from fsalign_lib.conditioning import Cond
 from fsalign_lib.kernels import Kernel
-from fsalign_lib.models import LatentModel, load
+from fsalign_lib.latent import LatentModel
+from fsalign_lib.models import load
 from fsalign_lib.rollout import Trajectory, rollout, seeded_noise, step_log_probs
 from runs import Run, TrainConfig, parse_training, training_kernel
 
@@ -53,7 +55,7 @@ class Setup:
     model: LatentModel
     reward: Reward
     prompts: list[str]
-    cond: Tensor  # (len(prompts), L, D)
+    cond: Cond  # len(prompts)
     kernel: Kernel
     run: Run
 
@@ -64,7 +66,7 @@ class Pairs:
 
     number: int  # of the round
     prompts: list[str]  # P
-    cond: Tensor  # (P, L, D)
+    cond: Cond  # P
     states: Tensor  # (P, 2, N+1, ...)
     x0_hat: Tensor  # (P, 2, N, ...)
     logp_old: Tensor  # (P, 2, N)

@@ -17,7 +17,7 @@ import step_cost
 import tiny
 import train_offline
 import train_online
-from fsalign_lib import models, rewards
+from fsalign_lib import presets, rewards
 
 LOAD_REWARD, POCKET_UTILITY = rewards.load_reward, pair_files.pocket_utility
 
@@ -207,9 +207,9 @@ def test_metrics_that_cannot_be_had(evaluation, prompts):
 
 
 def test_weights_that_are_not_there(refused, tmp_path, monkeypatch):
-    preset = models.Preset(str(tmp_path), branch="student", kernel="euler-ancestral")
-    monkeypatch.setattr(models, "POCKET", tmp_path)
-    monkeypatch.setitem(models.PRESETS, "pocket-turbo", preset)
+    preset = presets.Preset(tmp_path, branch="student", kernel="euler-ancestral")
+    monkeypatch.setattr(presets, "POCKET", tmp_path)
+    monkeypatch.setitem(presets.PRESETS, "pocket-turbo", preset)
     for main, argv in ((demo.main, ["--out", tmp_path / "out"]), (step_cost.main, [])):
         told = refused(main, *argv)
         assert "model 'pocket-turbo': its weights are not in" in told and "python -m fsalign_lib.pocket.build" in told

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler
 
 from fsalign_lib.schedules import NoiseSchedule, lcm_timesteps, renoise_timesteps, trailing_timesteps
 
@@ -138,3 +138,17 @@ def test_refusals_are_one_clear_line(schedule, call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(schedule)
     assert "\n" not in str(error.value)
+
+
+def test_linear_betas_are_ddpms():
+    theirs = DDPMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear").alphas_cumprod
+    torch.testing.assert_close(NoiseSchedule.linear().alpha_bar.float(), theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_nearest_time_of_a_noise_level():
+    schedule = NoiseSchedule.scaled_linear()
+    t = torch.tensor([0, 250, 999])
+    assert torch.equal(schedule.nearest_t(schedule.sigma(t)), t)
+    between = schedule.sigma(250) * 0.6 + schedule.sigma(251) * 0.4
+    assert schedule.nearest_t(between) == 250
+    assert torch.equal(schedule.nearest_t(torch.tensor([0.0, 1e4])), torch.tensor([0, 999]))
