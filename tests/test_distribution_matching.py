@@ -5,6 +5,7 @@ reference the toy world, and the loss a Monte Carlo average, compared within 4 s
 and code have made stand beside each loss, and must fail the same check.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from fsalign_lib.toy import GaussianMixture, toy_mixture
 
 LEVELS = torch.tensor([0.8, 0.5, 0.15], dtype=torch.float64)  # alpha_bar
 WEIGHTS = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)  # w(t) of each
-CLASS, SCALE, ALPHA_REW, ALPHA_CFG, C = 0, 3.0, 0.7, 1.5, 0.8
+CLASS, SCALE, ALPHA_REW, ALPHA_CFG, C = 0, 3.0, 0.7, 1.5, 0.6
 
 
 def double(*values) -> Tensor:
@@ -142,7 +143,9 @@ def line() -> World:
 @pytest.fixture(scope="module")
 def plane() -> World:
     """Two dimensions: a student of two components, and the toy world's class "square"."""
-    student = Student(double(0.5, 0.3, -0.6, -0.4).reshape(2, 2), double(-0.9, -0.5, -0.4, -1).reshape(2, 2), double(0.6, 0.4))
+    student = Student(
+        double(0.5, 0.3, -0.6, -0.4).reshape(2, 2), double(-0.9, -0.5, -0.4, -1).reshape(2, 2), double(0.6, 0.4)
+    )
     axis = torch.linspace(-5.6, 5.6, 113, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     return World(student, toy_mixture(), grid, 0.01, double(0.8, -0.5, 0.3, 0.6).reshape(2, 2))
@@ -161,7 +164,9 @@ class Batch:
             nodes, q = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(72))
             z, eps = torch.cartesian_prod(nodes, nodes).repeat(3, 1)[..., None].unbind(1)
             q, level = torch.cartesian_prod(q, q).prod(1), torch.arange(3).repeat_interleave(len(q) ** 2)
-            self.q = len(q) * (q / q.sum()).repeat(3)  # batch means become integrals over (z, eps), averaged over levels
+            self.q = len(q) * (q / q.sum()).repeat(
+                3
+            )  # batch means become integrals over (z, eps), averaged over levels
             self.theta = student.theta.clone().requires_grad_()
             means, log_stds = self.theta[:, 0]
         else:
@@ -181,24 +186,26 @@ class Batch:
         self.target = -eps / self.b[:, None]
         self.psi = student.assistant()
 
-    def scores(self, x=None, guidance=1.0):
-        """(s_psi, s_ref) at x, or at x_t with its graph."""
-        x = self.x_t if x is None else x
-        return self.psi.score_t(x, self.alpha_bar), guided(*self.halves(x), guidance)
+    @functools.cache  # noqa: B019  the networks are called once for all the losses that are compared
+    def networks(self, what: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Assistant, reference and unconditional reference at x_t, with the graph to it; "score_t" or else."""
+        ref = self.world.reference
+        psi = getattr(self.psi, what)(self.x_t, self.alpha_bar)
+        return psi, *(getattr(ref, what)(self.x_t, self.alpha_bar, c) for c in (CLASS, None))
 
-    def halves(self, x):
-        return (self.world.reference.score_t(x, self.alpha_bar, c) for c in (CLASS, None))
+    def scores(self, guidance=1.0):
+        psi, conditional, unconditional = self.networks("score_t")
+        return psi, guided(conditional, unconditional, guidance)
 
-    def denoisers(self, x=None, guidance=1.0):
-        x = self.x_t if x is None else x
-        ref = (self.world.reference.posterior_mean(x, self.alpha_bar, c) for c in (CLASS, None))
-        return self.psi.posterior_mean(x, self.alpha_bar), guided(*ref, guidance)
+    def denoisers(self, guidance=1.0):
+        psi, conditional, unconditional = self.networks("posterior_mean")
+        return psi, guided(conditional, unconditional, guidance)
 
     def reward(self):
         return self.q * self.world.reward(self.x0)
 
     def agrees(self, loss: Tensor, truth: Tensor) -> bool:
-        (gradient,) = torch.autograd.grad(loss, self.theta)
+        (gradient,) = torch.autograd.grad(loss, self.theta, retain_graph=True)
         if not self.per_sample:
             return bool((gradient - truth).abs().max() < 1e-6)
         samples = gradient * len(gradient)
@@ -207,25 +214,19 @@ class Batch:
 
 # Each loss as it should be used, of a Batch.
 def di(b, guidance=1.0):
-    with torch.no_grad():
-        s_psi, s_ref = b.scores(guidance=guidance)
-    return diff_instruct(s_psi, s_ref, b.x_t, b.weight)[0]
+    return diff_instruct(*b.scores(guidance), b.x_t, b.weight)[0]
 
 
 def di_denoisers(b, guidance=1.0):
-    with torch.no_grad():
-        d_psi, d_ref = b.denoisers(guidance=guidance)
-    return diff_instruct(d_psi, d_ref, b.x_t, b.weight * b.a / b.b**2)[0]
+    return diff_instruct(*b.denoisers(guidance), b.x_t, b.weight * b.a / b.b**2)[0]
 
 
 def sim_scores(b, distance, guidance=1.0):
-    return sim(*b.scores(guidance=guidance), b.target, b.weight, distance, C)[0]
+    return sim(*b.scores(guidance), b.target, b.weight, distance, C)[0]
 
 
 def cfg_reward(b):
-    with torch.no_grad():
-        conditional, unconditional = b.halves(b.x_t)
-    return guidance_reward(conditional, unconditional, b.x_t, b.weight)
+    return guidance_reward(*b.networks("score_t")[1:], b.x_t, b.weight)
 
 
 def bonus(b, scale=ALPHA_REW):
@@ -246,7 +247,7 @@ def di_by_hand(b, sign=1, keep_graph=False):
 def sim_by_hand(b, distance, sign=1, detach_y=False, detach_root=False, inputs=True, denoiser_x0=True):
     """In denoisers, so that the graph through x_0 stands apart: d_psi - x_0 = (s_psi - target) b^2/a."""
     k = (b.a / b.b**2)[:, None]
-    d_psi, d_ref = b.denoisers(b.x_t if inputs else b.x_t.detach())
+    d_psi, d_ref = b.denoisers() if inputs else (d.detach() for d in b.denoisers())
     y = k * (d_psi - d_ref)
     if detach_y:
         y = y.detach()
@@ -257,9 +258,8 @@ def sim_by_hand(b, distance, sign=1, detach_y=False, detach_root=False, inputs=T
 
 def reward_inside_the_sum(b):
     """DI++ Listing 1: the reward, (B, 1), is added before the sum over the dimensions."""
-    with torch.no_grad():
-        s_psi, s_ref = b.scores(guidance=SCALE)
-    return (b.weight[:, None] * (s_psi - s_ref) * b.x_t - ALPHA_REW * b.reward()[:, None]).sum(1).mean()
+    s_psi, s_ref = b.scores(SCALE)
+    return (b.weight[:, None] * (s_psi - s_ref).detach() * b.x_t - ALPHA_REW * b.reward()[:, None]).sum(1).mean()
 
 
 CASES = {
@@ -292,6 +292,11 @@ CASES = {
         dict(cfg=1.0),
         cfg_reward,
         {"sign": lambda b: -cfg_reward(b)},
+    ),
+    "DI++ Thm 3.3: the KL to the reference and guidance as a reward are the KL to the guided reference": (
+        dict(kl=1.0, cfg=ALPHA_CFG),
+        lambda b: di(b, 1 + ALPHA_CFG),
+        {"1/beta as the scale": lambda b: di(b, ALPHA_CFG)},
     ),
     "SiD, alpha 1/2": (
         dict(divergence=(1.0, squared), fisher=True),
@@ -336,24 +341,327 @@ for name, d in {"squared": squared, "pseudo-huber": huber}.items():
     )
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_gradient_is_that_of_the_objective_by_quadrature(line, case):
-    truth, loss, mistakes = CASES[case]
-    truth, batch = line.objective(**truth), Batch(line)
-    assert truth.abs().min() > 1e-2  # neither parameter is compared at a stationary point
-    assert batch.agrees(loss(batch), truth)
-    for name, mistake in mistakes.items():
-        if name == "the reward inside the sum":
-            continue  # one dimension cannot show it
-        batch = Batch(line)
-        assert not batch.agrees(mistake(batch), truth), name
+@pytest.fixture(scope="module")
+def nodes(line) -> Batch:
+    return Batch(line)
+
+
+@pytest.fixture(scope="module")
+def samples(plane) -> Batch:
+    return Batch(plane, 60_000)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradient_is_that_of_the_objective_by_monte_carlo(plane, case):
+def test_gradient_is_that_of_the_objective_by_quadrature(line, nodes, case):
     truth, loss, mistakes = CASES[case]
-    truth, batch = plane.objective(**truth), Batch(plane, 40_000)
-    assert batch.agrees(loss(batch), truth)
+    truth = line.objective(**truth)
+    assert nodes.agrees(loss(nodes), truth)
     for name, mistake in mistakes.items():
-        batch = Batch(plane, 40_000)
-        assert not batch.agrees(mistake(batch), truth), name
+        shown = name != "the reward inside the sum"  # which is right where there is one dimension
+        assert nodes.agrees(mistake(nodes), truth) != shown, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_is_that_of_the_objective_by_monte_carlo(plane, samples, case):
+    truth, loss, mistakes = CASES[case]
+    truth = plane.objective(**truth)
+    assert samples.agrees(loss(samples), truth)
+    for name, mistake in mistakes.items():
+        assert not samples.agrees(mistake(samples), truth), name
+
+
+def test_the_assistant_is_exact(plane):
+    for ab in LEVELS.tolist():
+        x = plane.grid[::97]
+        exact = plane.student.score(x, ab, plane.student.theta)
+        torch.testing.assert_close(plane.student.assistant().score_t(x, ab), exact, atol=1e-12, rtol=0)
+
+
+def test_a_gaussian_in_closed_form_and_what_detaching_y_costs():
+    """N(m, s^2) against N(0, v_ref): with v the student's noised variance, d/ds of the divergence is
+
+    2 a^2 s (v - v_ref) / (v^2 v_ref), and d/dm is a^2 m / (v v_ref). Detaching y halves the first, and not the second.
+    """
+    ab, m, s, v_ref = 0.6, 0.5, 0.4, 1.0
+    z, q = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(20))
+    z, eps = torch.cartesian_prod(z, z).unbind(1)
+    q = torch.cartesian_prod(q, q).prod(1) / q.sum() ** 2 * len(z)
+    theta = double(m, s).requires_grad_()
+    x_t = (ab**0.5 * (theta[0] + theta[1] * z) + (1 - ab) ** 0.5 * eps)[:, None]
+    v = ab * s**2 + 1 - ab
+    s_psi, s_ref, target = -(x_t - ab**0.5 * m) / v, -x_t / v_ref, -eps[:, None] / (1 - ab) ** 0.5
+    truth = double(ab * m / (v * v_ref), 2 * ab * s * (v - v_ref) / (v**2 * v_ref))
+    (full,) = torch.autograd.grad(sim(s_psi, s_ref, target, q, "squared")[0], theta, retain_graph=True)
+    torch.testing.assert_close(full, truth, atol=1e-12, rtol=0)
+    (detached,) = torch.autograd.grad((-q * ((s_psi - s_ref).detach() * (s_psi - target)).sum(1)).mean(), theta)
+    torch.testing.assert_close(detached, truth * double(1, 0.5), atol=1e-12, rtol=0)
+
+
+@pytest.fixture
+def level(plane):
+    """x_0 with a graph, noised to one level: (x0, x_t, target, scores, denoisers), and a, b."""
+    ab, x0 = 0.5, plane.grid[4000:8000:40].clone().requires_grad_()
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b = ab**0.5, (1 - ab) ** 0.5
+    x_t, psi, ref = a * x0 + b * eps, plane.student.assistant(), plane.reference
+    scores = psi.score_t(x_t, ab), ref.score_t(x_t, ab, CLASS), ref.score_t(x_t, ab)
+    denoisers = psi.posterior_mean(x_t, ab), ref.posterior_mean(x_t, ab, CLASS), ref.posterior_mean(x_t, ab)
+    return x0, x_t, -eps / b, scores, denoisers, a, b
+
+
+def same(one: Tensor, other: Tensor, x0: Tensor) -> None:
+    """Value and gradient."""
+    torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+    gradients = [torch.autograd.grad(loss, x0, retain_graph=True)[0] for loss in (one, other)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-8)
+
+
+def test_the_same_loss_in_scores_and_in_denoisers(level):
+    x0, x_t, target, (s_psi, s_ref, s_free), (d_psi, d_ref, d_free), a, b = level
+    k = a / b**2
+    same(guidance_reward(s_ref, s_free, x_t), guidance_reward(d_ref, d_free, x_t, k), x0)
+    same(diff_instruct(s_psi, s_ref, x_t)[0], diff_instruct(d_psi, d_ref, x_t, k)[0], x0)
+    same(sim(s_psi, s_ref, target, distance="squared")[0], sim(d_psi, d_ref, x0, k**2, "squared")[0], x0)
+    same(sim(s_psi, s_ref, target, c=C)[0], sim(d_psi, d_ref, x0, k, c=C / k)[0], x0)
+    same(sid(s_psi, s_ref, target, 1.2)[0], sid(d_psi, d_ref, x0, 1.2, k**2)[0], x0)
+    torch.testing.assert_close(assistant_loss(s_psi, target), assistant_loss(d_psi, x0, k**2))
+    torch.testing.assert_close(NoiseSchedule(double(a**2)).score_from_x0(x_t, x0, 0), target)
+
+
+def test_the_kl_does_not_know_the_coordinates_and_the_divergence_of_scores_does(level):
+    x0, x_t, target, (s_psi, s_ref, _), _, a, _ = level  # x_t / a is VE, and its scores are a times those of x_t
+    same(diff_instruct(s_psi, s_ref, x_t)[0], diff_instruct(a * s_psi, a * s_ref, x_t / a)[0], x0)
+    ve = sim(a * s_psi, a * s_ref, a * target, distance="squared")[0]
+    same(a**2 * sim(s_psi, s_ref, target, distance="squared")[0], ve, x0)
+
+
+def test_choice_1_is_choice_2_for_the_kl_only(level):
+    x0, x_t, target, (s_psi, s_c, s_free), _, _, _ = level
+    cfg = ALPHA_CFG * guidance_reward(s_c, s_free, x_t)
+    inside = guided(s_c, s_free, 1 + ALPHA_CFG)
+    same(diff_instruct(s_psi, s_c, x_t)[0] + cfg, diff_instruct(s_psi, inside, x_t)[0], x0)
+    with pytest.raises(AssertionError):
+        same(sim(s_psi, s_c, target, c=C)[0] + cfg, sim(s_psi, inside, target, c=C)[0], x0)
+    torch.testing.assert_close(guided(s_c, s_free, 1.0), s_c)
+    torch.testing.assert_close(guided(s_c, s_free, 0.0), s_free)
+
+
+def test_sid_at_1_is_sim_squared(level):
+    x0, _, target, (s_psi, s_ref, _), _, _, _ = level
+    (one, its), (other, others) = sid(s_psi, s_ref, target, 1.0), sim(s_psi, s_ref, target, distance="squared")
+    same(one, other, x0)
+    assert its == others
+
+
+def test_the_guided_target_is_the_tilted_target_at_one_noise_level(plane):
+    """DI++ Thm 3.3: with r = log p(x_t|c) / p(x_t), p(x_t|c) e^{r/beta} / Z has the guided score at 1 + 1/beta."""
+    ab, beta, ref = 0.5, 0.5, plane.reference
+    x = plane.grid.clone().requires_grad_()
+    log_c, log_free = ref.log_prob_t(x, ab, CLASS), ref.log_prob_t(x, ab)
+    r = log_c - log_free
+    log_tilted = log_c + r / beta
+    (score,) = torch.autograd.grad(log_tilted.sum(), x, retain_graph=True)
+    halves = ref.score_t(x, ab, CLASS), ref.score_t(x, ab)
+    torch.testing.assert_close(score, guided(*halves, 1 + 1 / beta), atol=1e-9, rtol=0)
+    assert (score - guided(*halves, 1 / beta)).abs().max() > 0.1
+    # B.18 as printed starts from an unconditional density in its first term
+    (printed,) = torch.autograd.grad((log_free + r / beta).sum(), x, retain_graph=True)
+    assert (printed - guided(*halves, 1 + 1 / beta)).abs().max() > 0.1
+
+    log_z = float(log_tilted.detach().logsumexp(0)) + math.log(plane.cell)
+    log_c, log_free, log_tilted, r = (v.detach() for v in (log_c, log_free, log_tilted, r))
+
+    def objective(log_p):  # DI++ B.15 at this level, with w = 1
+        log_p = log_p - log_p.logsumexp(0) - math.log(plane.cell)
+        return float((log_p.exp() * (-r + beta * (log_p - log_c))).sum() * plane.cell)
+
+    best = objective(log_tilted)
+    assert best == pytest.approx(-beta * log_z, abs=1e-9)
+    for other in (log_c, log_free + r / beta, log_c + 0.9 * r / beta, log_c + 1.1 * r / beta):
+        assert objective(other) > best + 1e-4
+
+
+def test_the_assistant_learns_the_posterior_mean(nodes):
+    """Its gradient vanishes at the exact assistant, whatever the weight, and the excess is that of the networks."""
+    s, d = (nodes.networks(what)[0].detach() for what in ("score_t", "posterior_mean"))
+    eps, x0, x_t = -nodes.target * nodes.b[:, None], nodes.x0.detach(), nodes.x_t.detach()
+    noise = (x_t - nodes.a[:, None] * d) / nodes.b[:, None]
+
+    def gradient(exact, target, weight):
+        bias, slope = double(0.0, 0.0).requires_grad_()
+        loss = assistant_loss(exact * (1 + slope) + bias, target, weight)
+        return torch.stack(torch.autograd.grad(loss, (bias, slope)))
+
+    lambda_edm = nodes.q * edm_weight(nodes.b / nodes.a)
+    for exact, target in ((s, nodes.target), (d, x0), (noise, eps)):
+        for weight in (nodes.q, nodes.weight, lambda_edm):
+            assert gradient(exact, target, weight).abs().max() < 1e-9
+    for exact, target in ((s, -nodes.target), (noise, -eps), (d, x_t)):  # the score's sign, the noisy sample
+        assert gradient(exact, target, nodes.q).abs().max() > 0.1
+    off = (d + 0.3).requires_grad_()
+    excess = assistant_loss(off, x0, nodes.q) - assistant_loss(d.clone().requires_grad_(), x0, nodes.q)
+    assert float(excess) == pytest.approx(0.09, abs=1e-9)
+    assert edm_weight(0.5) == pytest.approx(8.0) and float(edm_weight(double(2.0))) == pytest.approx(4.25)
+
+
+def test_the_weight_of_c8_is_the_inverse_gap_and_no_weight_of_t(nodes):
+    d_psi, d_ref = nodes.denoisers()
+    w = inverse_gap_weight(d_psi, d_ref, 1e-9)
+    assert not w.requires_grad
+    torch.testing.assert_close(w, 1 / ((d_psi - d_ref).detach().abs().squeeze(1) + 1e-9))
+    (found,) = torch.autograd.grad(
+        diff_instruct(d_psi, d_ref, nodes.x_t, nodes.weight * w)[0], nodes.theta, retain_graph=True
+    )
+    by_hand = (nodes.weight[:, None] * (d_psi - d_ref).detach().sign() * nodes.x_t).mean()
+    (sign,) = torch.autograd.grad(by_hand, nodes.theta, retain_graph=True)
+    torch.testing.assert_close(found, sign, atol=1e-6, rtol=0)
+    # an x_t-dependent weight turns the direction away from that of every integral KL with a w(t) at one level
+    one = nodes.alpha_bar == LEVELS[0]
+    directions = []
+    for weight in (1.0, w):
+        loss = diff_instruct(d_psi, d_ref, nodes.x_t, nodes.q * one * weight)[0]
+        directions.append(torch.autograd.grad(loss, nodes.theta, retain_graph=True)[0].flatten())
+    assert torch.cosine_similarity(*directions, dim=0) < 0.99
+    # at the optimum, 0/0 as printed
+    same_scores = d_psi.detach()
+    loss, diagnostics = diff_instruct(same_scores, same_scores, nodes.x_t, inverse_gap_weight(same_scores, same_scores))
+    assert float(loss) == 0 and float(diagnostics["gap"]) == 0
+
+
+def test_the_losses_can_be_negative_and_the_diagnostics_are_the_objective(line, nodes):
+    s_psi, s_ref = nodes.scores()
+    loss, diagnostics = sim(s_psi, s_ref, nodes.target, nodes.weight, c=C)
+    with torch.no_grad():
+        truth = line.integral(lambda ab: _divergence(line, ab))
+    assert float(diagnostics["divergence"]) == pytest.approx(float(truth), abs=1e-6)
+    assert abs(float(loss) - float(truth)) > 0.1 * float(truth)
+    assert float(diagnostics["gap"]) == pytest.approx(float((s_psi - s_ref).norm(dim=1).mean()))
+    assert not any(value.requires_grad for value in diagnostics.values())
+
+
+def _divergence(world, ab):
+    x, theta = world.grid, world.student.theta
+    y = world.student.score(x, ab, theta) - world.reference.score_t(x, ab, CLASS)
+    return world.student.log_prob(x, ab, theta).exp() * huber(y)
+
+
+def pictures(seed=0, dtype=torch.float64):
+    """assistant, reference, target and x_t of four latents (4, 2, 3, 3), with graphs to one x_0."""
+    generator = torch.Generator().manual_seed(seed)
+    x0, *rest = torch.randn(5, 4, 2, 3, 3, generator=generator, dtype=torch.float64)
+    x0.requires_grad_()
+    x_t = x0 + 0.3 * rest[0]
+    return x0, [v.to(dtype) for v in (torch.tanh(x_t + rest[1]), torch.sin(x_t + rest[2]), x0, x_t)]
+
+
+@pytest.mark.parametrize("term", ["diff_instruct", "sim squared", "sim pseudo-huber", "sid", "assistant_loss"])
+def test_mean_is_the_sum_over_d_and_w_is_one_a_sample(term):
+    x0, (psi, ref, target, x_t) = pictures()
+    loss = {
+        "diff_instruct": lambda w, how: diff_instruct(psi, ref, x_t, w, how)[0],
+        "sim squared": lambda w, how: sim(psi, ref, target, w, "squared", None, how)[0],
+        "sim pseudo-huber": lambda w, how: sim(psi, ref, target, w, "pseudo-huber", C, how)[0],
+        "sid": lambda w, how: sid(psi, ref, target, 1.2, w, how)[0],
+        "assistant_loss": lambda w, how: assistant_loss(psi, target, w, how),
+    }[term]
+    torch.testing.assert_close(18 * loss(1.0, "mean"), loss(1.0, "sum"))
+    apart = [loss(torch.eye(4, dtype=torch.float64)[i], "sum") for i in range(4)]
+    w = double(0.5, 2.0, 0.0, 3.0)
+    torch.testing.assert_close(loss(w, "sum"), (w * torch.stack(apart)).sum())
+    torch.testing.assert_close(loss(2.0, "sum"), 2 * loss(1.0, "sum"))
+
+
+def test_formulas_of_the_distances():
+    x0, (psi, ref, target, _) = pictures()
+    y, residual = (psi - ref).flatten(1), (psi - target).flatten(1)
+    torch.testing.assert_close(sim(psi, ref, target, distance="squared")[0], -(y * residual).sum(1).mean())
+    root = (y.square().sum(1) + C**2).sqrt()  # over the whole sample
+    torch.testing.assert_close(sim(psi, ref, target, c=C)[0], -((y * residual).sum(1) / root).mean())
+    leaves = [v.detach().clone().requires_grad_() for v in (psi, ref, target)]
+    assert torch.autograd.gradcheck(lambda p, r, t: sim(p, r, t, c=C)[0], leaves)
+    assert torch.autograd.gradcheck(lambda p, r, t: sid(p, r, t, 1.2)[0], leaves)
+    # far from the reference the slope of the pseudo-Huber distance is bounded, near it is the squared one's
+    far = sim(psi, ref, target, distance="squared")[0] / sim(psi, ref, target, 1e3, c=1e3)[0]
+    assert float(far) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_reward_is_added_after_the_reduction_and_comes_through_the_decoder():
+    x0, (psi, ref, _, x_t) = pictures()
+    decoded = torch.tanh(x0.flatten(1))
+    rewards = decoded.square().sum(1)
+    term = reward_term(rewards, 10.0)
+    (gradient,) = torch.autograd.grad(term, x0, retain_graph=True)
+    expected = -10 / 4 * 2 * decoded * (1 - decoded**2)
+    torch.testing.assert_close(gradient.flatten(1), expected)
+    y = (psi - ref).detach()
+    listing_1 = (y * x_t - 10 * rewards.reshape(4, 1, 1, 1)).sum((1, 2, 3)).mean()
+    regularizer = diff_instruct(psi, ref, x_t)[0]
+    torch.testing.assert_close(listing_1, regularizer + 18 * term)  # alpha_rew times C*H*W
+    assert float(reward_term(rewards.detach(), 0.0)) == 0
+    with torch.no_grad():
+        blind = torch.tanh(x0.flatten(1)).square().sum(1)
+    for wrong in (blind, rewards.detach()):
+        with pytest.raises(ValueError, match="reward carries no gradient: .* the student, through reward and decoder"):
+            reward_term(wrong, 10.0)
+
+
+def test_graphs_that_a_formula_needs_and_those_it_cuts():
+    x0, (psi, ref, target, x_t) = pictures()
+    loss, _ = diff_instruct(psi, ref, x_t, psi.detach().mean((1, 2, 3)))
+    (gradient,) = torch.autograd.grad(loss, x0)
+    torch.testing.assert_close(gradient, (psi.mean((1, 2, 3), keepdim=True) * (psi - ref) / 4).detach())
+    x0, (psi, ref, target, x_t) = pictures()
+    assert torch.autograd.grad(assistant_loss(psi, target), x0, allow_unused=True)[0] is not None
+    x0, (psi, ref, target, x_t) = pictures()
+    frozen = psi.detach().requires_grad_()
+    assistant_loss(frozen, target).backward()
+    assert x0.grad is None  # the target's graph to the student is cut
+    with torch.no_grad():  # evaluation needs no graph
+        assert torch.isfinite(sim(psi.detach(), ref.detach(), target, c=C)[0])
+
+
+def test_half_precision_is_computed_in_float32():
+    x0, half = pictures(dtype=torch.bfloat16)
+    psi, ref, target, x_t = half
+    exact = [v.float() for v in half]
+    for loss, same_loss in (
+        (sim(psi, ref, target, c=C)[0], sim(*exact[:3], c=C)[0]),
+        (diff_instruct(psi, ref, x_t)[0], diff_instruct(*exact[:2], exact[3])[0]),
+        (assistant_loss(psi, target), assistant_loss(exact[0], exact[2])),
+    ):
+        assert loss.dtype == torch.float32 and float(loss.detach()) == float(same_loss.detach())
+
+
+ONE, GRAPH = torch.zeros(2, 3), torch.zeros(2, 3, requires_grad=True)
+REFUSALS = [
+    (lambda: diff_instruct(ONE, ONE, ONE), "x_t carries no gradient: compute it with the graph to the student"),
+    (lambda: sim(ONE, GRAPH, ONE, c=1.0), "assistant carries no gradient: compute it with the graph to its input x_t"),
+    (lambda: sim(GRAPH, ONE, ONE, c=1.0), "reference carries no gradient: compute it with the graph to its input x_t"),
+    (lambda: sid(GRAPH, ONE, ONE, 1.0), "reference carries no gradient"),
+    (lambda: assistant_loss(ONE, ONE), "prediction carries no gradient: .* the assistant's weights"),
+    (lambda: sim(GRAPH, GRAPH, ONE), "c = None: the pseudo-Huber distance needs a finite positive number"),
+    (lambda: sim(GRAPH, GRAPH, ONE, c=0.0), "c = 0.0: the pseudo-Huber"),
+    (lambda: sim(GRAPH, GRAPH, ONE, distance="l1"), 'distance = \'l1\': expected "squared" or "pseudo-huber"'),
+    (lambda: sid(GRAPH, GRAPH, ONE, math.nan), "alpha = nan: expected a finite number"),
+    (lambda: guided(ONE, ONE, math.inf), "guidance_scale = inf: expected a finite number"),
+    (lambda: guided(ONE, ONE[:1], 2.0), r"unconditional has shape \(1, 3\) and conditional \(2, 3\)"),
+    (lambda: diff_instruct(ONE, ONE[:, :2], GRAPH), r"reference has shape \(2, 2\) and assistant \(2, 3\)"),
+    (lambda: diff_instruct(ONE[0], ONE[0], GRAPH[0]), r"assistant is torch.float32 of shape \(3,\): expected floats"),
+    (lambda: diff_instruct(ONE.long(), ONE, GRAPH), "assistant is torch.int64"),
+    (
+        lambda: diff_instruct(ONE, ONE, GRAPH, torch.ones(2, 1)),
+        r"weight has shape \(2, 1\): expected \(2,\), one a sample",
+    ),
+    (lambda: diff_instruct(ONE, ONE, GRAPH, math.nan), "weight = nan: expected a finite number"),
+    (lambda: diff_instruct(ONE, ONE, GRAPH, 1.0, "max"), 'reduction = \'max\': expected "mean" or "sum"'),
+    (lambda: inverse_gap_weight(ONE, ONE, 0.0), "offset = 0.0: expected a finite positive number"),
+    (lambda: reward_term(GRAPH[:, :1], 1.0), r"reward is torch.float32 of shape \(2, 1\): expected floats \(B,\)"),
+    (lambda: reward_term(GRAPH[:, 0], math.inf), "reward_scale = inf: expected a finite number"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSALS)
+def test_refusals_are_one_clear_line(call, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        call()
+    assert "\n" not in str(refusal.value)
