@@ -30,7 +30,7 @@ from fsalign_lib.toy import GaussianMixture, toy_mixture
 
 LEVELS = torch.tensor([0.8, 0.5, 0.15], dtype=torch.float64)  # alpha_bar
 WEIGHTS = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)  # w(t) of each
-CLASS, SCALE, ALPHA_REW, ALPHA_CFG, C = 0, 3.0, 0.7, 1.5, 0.6
+CLASS, SCALE, ALPHA_REW, ALPHA_CFG, C = 0, 3.0, 0.7, 1.5, 0.45
 
 
 def double(*values) -> Tensor:
@@ -146,9 +146,9 @@ def plane() -> World:
     student = Student(
         double(0.5, 0.3, -0.6, -0.4).reshape(2, 2), double(-0.9, -0.5, -0.4, -1).reshape(2, 2), double(0.6, 0.4)
     )
-    axis = torch.linspace(-5.6, 5.6, 113, dtype=torch.float64)
+    axis = torch.linspace(-5, 5, 81, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
-    return World(student, toy_mixture(), grid, 0.01, double(0.8, -0.5, 0.3, 0.6).reshape(2, 2))
+    return World(student, toy_mixture(), grid, 0.125**2, double(0.8, -0.5, 0.3, 0.6).reshape(2, 2))
 
 
 class Batch:
@@ -293,7 +293,7 @@ CASES = {
         cfg_reward,
         {"sign": lambda b: -cfg_reward(b)},
     ),
-    "DI++ Thm 3.3: the KL to the reference and guidance as a reward are the KL to the guided reference": (
+    "DI++ Thm 3.3": (  # the KL and guidance as a reward are together the KL to the guided reference
         dict(kl=1.0, cfg=ALPHA_CFG),
         lambda b: di(b, 1 + ALPHA_CFG),
         {"1/beta as the scale": lambda b: di(b, ALPHA_CFG)},
@@ -348,7 +348,7 @@ def nodes(line) -> Batch:
 
 @pytest.fixture(scope="module")
 def samples(plane) -> Batch:
-    return Batch(plane, 60_000)
+    return Batch(plane, 30_000)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -368,6 +368,13 @@ def test_gradient_is_that_of_the_objective_by_monte_carlo(plane, samples, case):
     assert samples.agrees(loss(samples), truth)
     for name, mistake in mistakes.items():
         assert not samples.agrees(mistake(samples), truth), name
+
+
+@pytest.mark.parametrize("distance", ["squared", "pseudo-huber"])
+def test_the_formulas_by_hand_are_right_until_one_thing_is_wrong(line, nodes, distance):
+    assert nodes.agrees(di_by_hand(nodes), line.objective(kl=1.0))
+    d = {"squared": squared, "pseudo-huber": huber}[distance]
+    assert nodes.agrees(sim_by_hand(nodes, distance), line.objective(divergence=(1.0, d)))
 
 
 def test_the_assistant_is_exact(plane):
@@ -400,7 +407,7 @@ def test_a_gaussian_in_closed_form_and_what_detaching_y_costs():
 @pytest.fixture
 def level(plane):
     """x_0 with a graph, noised to one level: (x0, x_t, target, scores, denoisers), and a, b."""
-    ab, x0 = 0.5, plane.grid[4000:8000:40].clone().requires_grad_()
+    ab, x0 = 0.5, plane.grid[2000:5000:30].clone().requires_grad_()
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a, b = ab**0.5, (1 - ab) ** 0.5
     x_t, psi, ref = a * x0 + b * eps, plane.student.assistant(), plane.reference
@@ -499,7 +506,7 @@ def test_the_assistant_learns_the_posterior_mean(nodes):
     for exact, target in ((s, -nodes.target), (noise, -eps), (d, x_t)):  # the score's sign, the noisy sample
         assert gradient(exact, target, nodes.q).abs().max() > 0.1
     off = (d + 0.3).requires_grad_()
-    excess = assistant_loss(off, x0, nodes.q) - assistant_loss(d.clone().requires_grad_(), x0, nodes.q)
+    excess = (assistant_loss(off, x0, nodes.q) - assistant_loss(d.clone().requires_grad_(), x0, nodes.q)).detach()
     assert float(excess) == pytest.approx(0.09, abs=1e-9)
     assert edm_weight(0.5) == pytest.approx(8.0) and float(edm_weight(double(2.0))) == pytest.approx(4.25)
 
