@@ -87,7 +87,12 @@ def rollout(model, kernel: Kernel, cond: Cond, noise: Tensor, reduction: Reducti
 
 
 def step_log_probs(
-    model, kernel: Kernel, trajectory: Trajectory, cond: Cond, steps: Sequence[int], reduction: Reduction = "mean"
+    model,
+    kernel: Kernel,
+    trajectory: Trajectory,
+    cond: Cond,
+    steps: Sequence[int] | Tensor,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""$\log p_\theta(x_{n+1} | x_n, c)$ of recorded transitions under the model as it is now, with its gradient.
 
@@ -95,19 +100,21 @@ def step_log_probs(
     own time. Call it under `model.reference()` and `torch.no_grad()` for the reference's log-probs.
 
     Args:
-        steps: S step indices, each stochastic, in the order wanted.
+        steps: S step indices, each stochastic, in the order wanted; or a LongTensor (B, S) with each sample's own.
 
     Returns:
-        float32; before any update it equals `trajectory.log_prob[:, steps]`.  # (B, S)
+        float32; before any update it equals what `trajectory.log_prob` holds at these steps.  # (B, S)
 
     Raises:
         ValueError: no steps, a step that the kernel lacks or that is deterministic, or a batch that does not match.
     """
-    steps = list(steps)
-    B, S = len(trajectory.states), len(steps)
-    unknown = [n for n in steps if n not in kernel.stochastic_steps]
-    if unknown or not steps:
-        raise ValueError(f"steps = {steps}: expected some of the kernel's stochastic steps {kernel.stochastic_steps}")
+    B = len(trajectory.states)
+    steps = torch.as_tensor(steps, device="cpu")
+    unknown = set(steps.flatten().tolist()) - set(kernel.stochastic_steps)
+    if unknown or not steps.numel():
+        raise ValueError(
+            f"steps = {steps.tolist()}: expected some of the kernel's stochastic steps {kernel.stochastic_steps}"
+        )
     if len(cond) != B:
         raise ValueError(f"cond has batch size {len(cond)} and the trajectory {B}: they must agree")
     if trajectory.states.shape[1] != kernel.num_steps + 1:
@@ -115,9 +122,12 @@ def step_log_probs(
             f"the trajectory has {trajectory.states.shape[1] - 1} steps and the kernel {kernel.num_steps}: "
             "use the kernel that sampled it"
         )
-    x = trajectory.states[:, steps].flatten(0, 1)  # (B*S, ...)
-    x_next = trajectory.states[:, [n + 1 for n in steps]].flatten(0, 1)
-    n = torch.tensor(steps).repeat(B)  # (B*S,)
+    if steps.ndim > 2 or (steps.ndim == 2 and len(steps) != B):
+        raise ValueError(f"steps has shape {tuple(steps.shape)}: expected (S,), or ({B}, S) for a batch of {B}")
+    n = steps.expand(B, -1).flatten()  # (B*S,)
+    row = torch.arange(B).repeat_interleave(steps.shape[-1]).to(trajectory.states.device)
+    at = n.to(trajectory.states.device)
+    x, x_next = trajectory.states[row, at], trajectory.states[row, at + 1]  # (B*S, ...)
     t = kernel.timesteps[n].to(x.device)
-    x0_hat = model.predict_x0(kernel.model_input(x, n), t, cond.repeat_interleave(S, dim=0))
-    return kernel.log_prob(x_next, x, x0_hat, n, reduction).view(B, S)
+    x0_hat = model.predict_x0(kernel.model_input(x, n), t, cond[row.to(cond.device)])
+    return kernel.log_prob(x_next, x, x0_hat, n, reduction).view(B, -1)

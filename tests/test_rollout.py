@@ -159,6 +159,17 @@ def test_folded_steps_equal_the_loop(model, name, steps):
     assert float((folded - recorded).detach().abs().max()) > 1e-3  # while the model has
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_each_sample_can_have_steps_of_its_own(model, name):
+    kernel, cond, noise = setting(model, name)
+    trajectory = rollout(model, kernel, cond, noise)
+    own = torch.tensor([[0, 2], [2, 1], [1, 1], [0, 1], [2, 0], [1, 2]])
+    model.calls.clear()
+    picked = step_log_probs(model, kernel, trajectory, cond, own)
+    assert model.calls == [12] and picked.shape == (6, 2)
+    torch.testing.assert_close(picked, step_log_probs(model, kernel, trajectory, cond, (0, 1, 2)).gather(1, own))
+
+
 def test_mixed_up_conditions_or_times_would_show(model):
     kernel, cond, noise = setting(model)
     trajectory = rollout(model, kernel, cond, noise)
@@ -181,6 +192,10 @@ def test_refusals_are_one_clear_line(model):
         (lambda: step_log_probs(model, kernel, trajectory, cond, ()), r"steps = \[\]: expected some of .* \(0, 1, 2\)"),
         (lambda: step_log_probs(model, kernel, trajectory, cond, (2, 3)), r"steps = \[2, 3\]: expected some of"),
         (lambda: step_log_probs(model, kernel, trajectory, cond, (-1,)), r"steps = \[-1\]: expected some of"),
+        (
+            lambda: step_log_probs(model, kernel, trajectory, cond, torch.zeros(5, 1).long()),
+            r"steps has shape \(5, 1\): expected \(S,\), or \(6, S\)",
+        ),
         (lambda: step_log_probs(model, kernel, trajectory, cond[:1], (0,)), "cond has batch size 1 and the trajectory"),
         (lambda: step_log_probs(model, kernel, short, cond, (0,)), "the trajectory has 2 steps and the kernel 4"),
     ]:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsalign_lib.kernels import Kernel, Reduction, at_least_float32, reduce_dims, require_stochastic
+from fsalign_lib.losses.checks import check_positive, check_rows
 
 Steps = Literal["inside", "outside"]
 Diagnostics = dict[str, Tensor]
@@ -226,15 +227,7 @@ def _logistic(margin: Tensor, beta: float, steps: Steps, clamped: Tensor | None 
 
 
 def _check(beta: float, clamp: float | None = None, **inputs: Tensor) -> None:
-    if not (math.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta = {beta}: expected a finite positive number")
+    check_positive("beta", beta)
     if clamp is not None and not 0 < clamp < 1:
         raise ValueError(f"clamp = {clamp}: expected a number between 0 and 1, or None for no clamp")
-    (first, expected), *_ = inputs.items()
-    for name, x in inputs.items():
-        if x.ndim != 2 or not x.is_floating_point() or x.numel() == 0:
-            raise ValueError(f"{name} is {x.dtype} of shape {tuple(x.shape)}: expected floats (B, S), not empty")
-        if x.shape != expected.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)} and {first} {tuple(expected.shape)}: pass matching tensors"
-            )
+    check_rows(**inputs)

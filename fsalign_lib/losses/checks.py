@@ -1,0 +1,38 @@
+"""What every loss asks of its inputs."""
+
+import math
+
+from torch import Tensor
+
+
+def check_rows(**inputs: Tensor) -> None:
+    """Raise a ValueError unless all are floating (B, S) tensors of one shape, not empty."""
+    (first, expected), *_ = inputs.items()
+    for name, x in inputs.items():
+        if x.ndim != 2 or not x.is_floating_point() or x.numel() == 0:
+            raise ValueError(f"{name} is {x.dtype} of shape {tuple(x.shape)}: expected floats (B, S), not empty")
+        if x.shape != expected.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)} and {first} {tuple(expected.shape)}: pass matching tensors"
+            )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise a ValueError unless the value is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} = {value}: expected a finite positive number")
+
+
+def for_each_step(name: str, values: Tensor, rows: Tensor) -> Tensor:
+    """`values` (B,), one a trajectory, or (B, S), one a step: detached, in a shape that broadcasts to `rows` (B, S).
+
+    Raises:
+        ValueError: another shape, or not floats.
+    """
+    if not values.is_floating_point() or values.shape not in (rows.shape, rows.shape[:1]):
+        raise ValueError(
+            f"{name} is {values.dtype} of shape {tuple(values.shape)}: expected floats ({len(rows)},), one a "
+            f"trajectory, or {tuple(rows.shape)}, one a step"
+        )
+    values = values.detach()
+    return values[:, None] if values.ndim == 1 else values
