@@ -542,7 +542,7 @@ def test_the_losses_can_be_negative_and_the_diagnostics_are_the_objective(line, 
         truth = line.integral(lambda ab: _divergence(line, ab))
     assert float(diagnostics["divergence"]) == pytest.approx(float(truth), abs=1e-6)
     assert abs(float(loss.detach()) - float(truth)) > 0.1 * float(truth)
-    assert float(diagnostics["gap"]) == pytest.approx(float((s_psi - s_ref).norm(dim=1).mean()))
+    assert float(diagnostics["gap"]) == pytest.approx(float((s_psi - s_ref).detach().norm(dim=1).mean()))
     assert not any(value.requires_grad for value in diagnostics.values())
 
 
