@@ -165,7 +165,7 @@ def test_unknown_model(script):
 def test_model_folder_without_its_parts(script, tmp_path):
     (tmp_path / "empty").mkdir()
     told = script("--model", tmp_path / "empty")
-    assert f"{tmp_path / 'empty'}" in told and "has no unet/: expected unet, scheduler, vae" in told
+    assert f"{tmp_path / 'empty'}" in told and "has no scheduler/: expected scheduler, text_encoder" in told
 
 
 def test_unknown_method(training):
