@@ -110,6 +110,7 @@ class Advantages:
             order = prompts.argsort(stable=True)
             first = count.cumsum(0) - count  # where each prompt begins among the sorted
             rank = torch.arange(len(x)) - first[prompts[order]]
+            # Two rows must not meet in one slot: which of them an indexed write keeps is not defined.
             kept = rank >= count[prompts[order]] - self.values.shape[1]
             order, rank = order[kept], rank[kept]
             slot = (self.counts[prompts[order]] + rank) % self.values.shape[1]

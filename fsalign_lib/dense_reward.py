@@ -112,8 +112,7 @@ def query_steps(x0_hat: Tensor, strategy: Strategy = "adaptive", uniform: Tensor
         if strategy in ("adaptive", "random", "fixed"):
             anchor = {
                 "adaptive": lambda: anchor_step(x0_hat),
-                # float64: in float32 0.99999997 * (T - 2) could round up to T - 2, which is the last step
-                "random": lambda: 1 + (uniform.double() * (T - 2)).long(),
+                "random": lambda: 1 + (uniform * (T - 2)).long(),
                 "fixed": lambda: torch.full((B,), (T - 1) // 2),
             }[strategy]()
             return torch.stack([torch.zeros_like(anchor), anchor, torch.full_like(anchor, T - 1)], 1).to(x0_hat.device)

@@ -11,7 +11,9 @@ $p_\theta(x_t | c)$ is this transition.
 
 The right-hand side holds for every pair only if Z is common to both: a and b must start from the same state. In SDPO
 they share the prompt and $x_T$, so it holds for the sum over a trajectory (REBEL) and for the first step. At a later
-step of SDPO the two stand at different states: normalisation leaves a residual, and the optimum is a compromise.
+step of SDPO the two stand at different states, and the level of a state can be regressed on only through
+$E[\rho | s] = -KL(\theta' \| \theta) \le 0$: a state worse than the mean by more than $w_n$ is left in any direction,
+even if all its actions are worth the same. At $\theta'$ the gradient knows nothing of this; the clip keeps near there.
 
 Inputs are log-probs (B, S) of B pairs at S stochastic steps, reduced over dimensions by the caller: "sum" as printed,
 "mean" as published code ($\eta_{sum} = D\,\eta_{mean}$ gives the same optimum; the published clip of 1e-4 belongs to
