@@ -129,5 +129,5 @@ def step_log_probs(
     at = n.to(trajectory.states.device)
     x, x_next = trajectory.states[row, at], trajectory.states[row, at + 1]  # (B*S, ...)
     t = kernel.timesteps[n].to(x.device)
-    x0_hat = model.predict_x0(kernel.model_input(x, n), t, cond[row.to(cond.device)])
+    x0_hat = model.predict_x0(kernel.model_input(x, n), t, cond.repeat_interleave(steps.shape[-1], 0))
     return kernel.log_prob(x_next, x, x0_hat, n, reduction).view(B, -1)
