@@ -13,7 +13,6 @@ are the operations that the loops use, so that they need not know which kind it 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import diffusers
 import torch
 from torch import Tensor
 
@@ -80,7 +79,8 @@ def _tokens(tokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
 class ClipText:
     """One CLIP text encoder: Stable Diffusion's."""
 
-    pipeline, network = diffusers.StableDiffusionPipeline, "unet"
+    # By name: importing a pipeline takes seconds, and warns where torchvision is missing.
+    pipeline, network = "StableDiffusionPipeline", "unet"
 
     def __init__(self, encoder, tokenizer):
         self.encoder, self.tokenizer = encoder, tokenizer
@@ -112,7 +112,7 @@ class TwoClipText:
         zero_null: no prompt is all zeros (the published setting) and not the encoded empty prompt.
     """
 
-    pipeline, network = diffusers.StableDiffusionXLPipeline, "unet"
+    pipeline, network = "StableDiffusionXLPipeline", "unet"
 
     def __init__(self, encoders: tuple, tokenizers: tuple, image_size: int, zero_null: bool = True):
         self.modules = encoders
@@ -160,7 +160,7 @@ class T5Text:
     Prompts are lower-cased, as in diffusers' pipeline with clean_caption=False.
     """
 
-    pipeline, network, length = diffusers.PixArtAlphaPipeline, "transformer", 120
+    pipeline, network, length = "PixArtAlphaPipeline", "transformer", 120
 
     def __init__(self, encoder, tokenizer):
         self.encoder, self.tokenizer = encoder, tokenizer

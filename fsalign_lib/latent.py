@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import diffusers
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -280,7 +281,7 @@ class LatentModel:
             unet.fuse_lora()
             unet.unload_lora()
         parts = {self.text.network: unet, "vae": self.vae, "scheduler": self.scheduler, **self.text.components()}
-        self.text.pipeline(**parts).save_pretrained(folder, safe_serialization=True)
+        getattr(diffusers, self.text.pipeline)(**parts).save_pretrained(folder, safe_serialization=True)
 
 
 def vae_factor(vae: nn.Module) -> int:
