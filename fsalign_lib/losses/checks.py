@@ -1,16 +1,26 @@
 """What every loss asks of its inputs."""
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 
 def check_rows(**inputs: Tensor) -> None:
     """Raise a ValueError unless all are floating (B, S) tensors of one shape, not empty."""
+    _check_alike("(B, S)", inputs, lambda x: x.ndim == 2)
+
+
+def check_samples(**inputs: Tensor) -> None:
+    """Raise a ValueError unless all are floating (B, ...) tensors of one shape, not empty."""
+    _check_alike("(B, ...)", inputs, lambda x: x.ndim >= 2)
+
+
+def _check_alike(layout: str, inputs: dict[str, Tensor], fits: Callable[[Tensor], bool]) -> None:
     (first, expected), *_ = inputs.items()
     for name, x in inputs.items():
-        if x.ndim != 2 or not x.is_floating_point() or x.numel() == 0:
-            raise ValueError(f"{name} is {x.dtype} of shape {tuple(x.shape)}: expected floats (B, S), not empty")
+        if not fits(x) or not x.is_floating_point() or x.numel() == 0:
+            raise ValueError(f"{name} is {x.dtype} of shape {tuple(x.shape)}: expected floats {layout}, not empty")
         if x.shape != expected.shape:
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)} and {first} {tuple(expected.shape)}: pass matching tensors"

@@ -49,6 +49,7 @@ import torch
 from torch import Tensor
 
 from fsalign_lib.kernels import Reduction, at_least_float32, reduce_dims
+from fsalign_lib.losses.checks import check_samples
 from fsalign_lib.losses.preference import Diagnostics, squared_error
 
 Distance = Literal["squared", "pseudo-huber"]
@@ -70,7 +71,7 @@ def assistant_loss(
         target: detached here  # (B, ...)
         weight: $\lambda(t)$, such as `edm_weight`  # (B,), or a number
     """
-    _check(prediction=prediction, target=target)
+    check_samples(prediction=prediction, target=target)
     _require_graph("the assistant's weights", prediction=prediction)
     return _average(squared_error(prediction, target.detach(), reduction), weight)
 
@@ -104,7 +105,7 @@ def diff_instruct(
     Returns:
         the loss, and `gap`, the mean of $\|y_t\|$.
     """
-    _check(assistant=assistant, reference=reference, x_t=x_t)
+    check_samples(assistant=assistant, reference=reference, x_t=x_t)
     _require_graph("the student", x_t=x_t)
     y = (at_least_float32(assistant) - at_least_float32(reference)).detach()
     return _average(reduce_dims(y * at_least_float32(x_t), reduction), weight), {"gap": _norm(y).mean()}
@@ -117,7 +118,7 @@ def inverse_gap_weight(assistant: Tensor, reference: Tensor, offset: float = 1e-
     it `diff_instruct` moves along $E[w(x_t)\, y_t^\top \partial x_t/\partial\theta]$, which is not the gradient of an
     integral KL.
     """
-    _check(assistant=assistant, reference=reference)
+    check_samples(assistant=assistant, reference=reference)
     if not (math.isfinite(offset) and offset > 0):
         raise ValueError(f"offset = {offset}: expected a finite positive number, to divide by where the gap is zero")
     return 1 / (_norm(at_least_float32(assistant) - at_least_float32(reference)).detach() + offset)
@@ -199,7 +200,7 @@ def guided(conditional: Tensor, unconditional: Tensor, guidance_scale: float) ->
 
     Nothing is detached. $\alpha_{cfg} = 1$ is no guidance; DI++ Thm 3.3 calls it $1 + 1/\beta$.
     """
-    _check(conditional=conditional, unconditional=unconditional)
+    check_samples(conditional=conditional, unconditional=unconditional)
     _finite(guidance_scale=guidance_scale)
     return unconditional + guidance_scale * (conditional - unconditional)
 
@@ -249,7 +250,7 @@ def reward_term(reward: Tensor, reward_scale: float) -> Tensor:
 
 def _difference_and_residual(assistant: Tensor, reference: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """y_t and s_psi - grad log p(x_t|x_0), with every graph that they came with."""
-    _check(assistant=assistant, reference=reference, target=target)
+    check_samples(assistant=assistant, reference=reference, target=target)
     _require_graph("its input x_t", assistant=assistant, reference=reference)
     assistant = at_least_float32(assistant)
     return assistant - at_least_float32(reference), assistant - at_least_float32(target)
@@ -283,14 +284,3 @@ def _require_graph(leads_to: str, **inputs: Tensor) -> None:
     for name, x in inputs.items():
         if torch.is_grad_enabled() and not x.requires_grad:
             raise ValueError(f"{name} carries no gradient: compute it with the graph to {leads_to}")
-
-
-def _check(**inputs: Tensor) -> None:
-    (first, expected), *_ = inputs.items()
-    for name, x in inputs.items():
-        if x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
-            raise ValueError(f"{name} is {x.dtype} of shape {tuple(x.shape)}: expected floats (B, ...), not empty")
-        if x.shape != expected.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)} and {first} {tuple(expected.shape)}: pass matching tensors"
-            )

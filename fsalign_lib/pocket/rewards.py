@@ -72,7 +72,8 @@ def bradley_terry(name, module, score, pairs: dict, facts: list[Fact], taste: st
     each picture may be mirrored: with one fixed choice, a network learns the annotators' slips by heart.
     """
     want = judge.targets(facts)
-    seen = {key: torch.stack([seen_in(pairs, side)[key] for side in "ab"]) for key in ("logits", "warmth", "crispness")}
+    a, b = (seen_in(pairs, side) for side in "ab")
+    seen = {key: torch.stack([a[key], b[key]]) for key in a}
     first, second = torch.triu_indices(2 * PROMPTS_A_PICTURE, 2 * PROMPTS_A_PICTURE, offset=1)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -132,13 +133,13 @@ def train_imagereward(pictures: Tensor, facts: list[Fact], tokenizer, work: Path
     miss = token_ids(tokenizer, captions([near_miss(f, rng) for f in facts], seed))
     reward = ImageReward(*networks.blip(len(tokenizer)), tokenizer)
     match_images_and_texts(reward, pictures, facts, ids, miss, work, seed)
-    pairs, ids = preferences(pictures, facts, tokenizer, work, out, seed)
+    pairs, facts, ids = preferences(pictures, facts, tokenizer, work, out, seed)
 
     def score(images: Tensor, rows: Tensor, prompt: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor has it
             return reward.match(images, ids[rows][prompt].repeat(2, 1, 1))
 
-    bradley_terry("imagereward", reward, score, pairs, facts[: SHARDS * SHARD], "imagereward", work, seed + 1)
+    bradley_terry("imagereward", reward, score, pairs, facts, "imagereward", work, seed + 1)
     with torch.no_grad():  # scores of right pictures get mean 0 and deviation 1, as ImageReward's do
         scores = reward.match(pairs["a"][:1000].float() / 255, ids[:1000, None])
     reward.mean, reward.std = scores.mean().item(), scores.std().item()
@@ -147,7 +148,7 @@ def train_imagereward(pictures: Tensor, facts: list[Fact], tokenizer, work: Path
 
 def train_aesthetic(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out: Path, seed: int):
     torch.manual_seed(seed)
-    pairs, _ = preferences(pictures, facts, tokenizer, work, out, seed)
+    pairs, facts, _ = preferences(pictures, facts, tokenizer, work, out, seed)
     reward = AestheticReward(networks.vision_with_projection(networks.load_clip(out, "clip")))
     with torch.no_grad():  # the default initialisation expects inputs of size 1; a unit vector's are 1/sqrt(width)
         reward.mlp[0].weight.mul_(reward.mlp[0].in_features ** 0.5)
@@ -155,7 +156,7 @@ def train_aesthetic(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, 
     def score(images: Tensor, rows: Tensor, prompt: Tensor) -> Tensor:
         return reward(images)[:, None].expand(-1, prompt.shape[1])
 
-    bradley_terry("aesthetic", reward, score, pairs, facts[: SHARDS * SHARD], "aesthetic", work, seed + 4)
+    bradley_terry("aesthetic", reward, score, pairs, facts, "aesthetic", work, seed + 4)
     with torch.no_grad():  # about 5 +- 1 on right pictures, as the LAION predictor's scale reads
         scores = reward(pairs["a"][:1000].float() / 255)
     reward.scale, reward.shift = 1 / scores.std().item(), 5 - scores.mean().item() / scores.std().item()
@@ -164,14 +165,15 @@ def train_aesthetic(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, 
 
 def train_clip(name: str, model, pictures, facts, tokenizer, work: Path, out: Path, seed: int):
     """PickScore and HPS: Bradley-Terry fine-tuning of a contrastive network."""
-    pairs, ids = preferences(pictures, facts, tokenizer, work, out, seed)
+    pairs, facts, ids = preferences(pictures, facts, tokenizer, work, out, seed)
     with torch.no_grad():  # the contrastive scale is far too sure of itself for noisy choices
         model.logit_scale.fill_(math.log(10))
-    return bradley_terry(name, model, clip_score(model, ids), pairs, facts[: SHARDS * SHARD], name, work, seed + 2)
+    return bradley_terry(name, model, clip_score(model, ids), pairs, facts, name, work, seed + 2)
 
 
 def preferences(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out: Path, seed: int):
-    """The pairs that every reward is trained on, made once, in shards; and the token ids of their captions."""
+    """The pairs that every reward is trained on, made once, in shards; their facts, and their captions' token ids."""
+    facts = facts[: SHARDS * SHARD]
     vae, eye = networks.load_vae(out), networks.load_classifier(out, "eye")
     shards = []
     for k in range(SHARDS):
@@ -179,7 +181,7 @@ def preferences(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out:
         path = work / f"pairs-{k}.safetensors"
         shards.append(make_pairs(pictures[rows], facts[rows], vae, eye, seed + 10_000 * k, path))
     pairs = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
-    return pairs, token_ids(tokenizer, captions(facts, seed))[: SHARDS * SHARD]
+    return pairs, facts, token_ids(tokenizer, captions(facts, seed))
 
 
 def held_out_pairs(vae, eye, seed: int, path: Path) -> tuple[list[Fact], dict[str, Tensor]]:
