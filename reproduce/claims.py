@@ -1,5 +1,6 @@
 """The papers' claims (claims.yaml), and how a result decides them."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,13 +24,18 @@ class Claim:
     below: str
     steps: int
     prompts: str
-    printed: tuple[float, float]
+    printed: tuple[float, float] | None = None  # None: the paper draws it
+
+
+@functools.cache
+def read_file() -> dict:
+    return yaml.safe_load(PATH.read_text(encoding="utf-8"))
 
 
 def read_claims(table: str) -> list[Claim]:
     """The claims of a table, such as "pso-table2"."""
-    claims = yaml.safe_load(PATH.read_text(encoding="utf-8"))[table]["claims"]
-    return [Claim(**{**claim, "printed": tuple(claim["printed"])}) for claim in claims]
+    claims = read_file()[table]["claims"]
+    return [Claim(**claim | ({"printed": tuple(claim["printed"])} if "printed" in claim else {})) for claim in claims]
 
 
 def status(interval: Interval | None) -> str:

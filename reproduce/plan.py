@@ -65,7 +65,7 @@ class PlanConfig:
 
 def tables() -> list[str]:
     """Scripts of tables."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*_table[0-9]*.py"))
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\nTABLE = Table(" in path.read_text())
 
 
 def read_table(name: str) -> Table:
@@ -81,7 +81,7 @@ def trained_rows(table: Table, asked: Sequence[str]) -> list[str]:
     Raises:
         ValueError: one that the table lacks, or one asked for that is not trained; or nothing in the table is.
     """
-    trained = [name for name, row in table.rows.items() if row.method]
+    trained = [name for name, row in table.rows.items() if row.method and not table.reads]
     if not trained:
         raise ValueError(f"{table.name} trains nothing, so there is nothing to plan")
     for name in asked:

@@ -61,8 +61,17 @@ class OnlineConfig(TrainConfig):
     decay_order: Literal["decaying", "reverse"] = "decaying"
     clip: float | None = None
     """DDPO: range of the ratio around 1; SDPO: of the log-ratio around 0."""
+    last_step: bool = True
+    """Train the last step too, which under DDIM is almost deterministic."""
+    mixed_steps: tuple[int, ...] = ()
+    """Each round draws its number of steps from these; none: it is always `steps`."""
     rollout_batch: int | None = None
     """Pairs sampled at a time; None: all of the round."""
+
+    def trained_steps(self, kernel: Kernel) -> Tensor:
+        """Those that enter losses: the kernel's stochastic ones, or of these all but the trajectory's last."""
+        last = kernel.num_steps - 1
+        return torch.tensor([n for n in kernel.stochastic_steps if self.last_step or n < last], dtype=torch.long)
 
 
 @dataclass
@@ -84,6 +93,7 @@ class Pairs:
     """The pairs of a round, the one with the higher reward at index 0."""
 
     number: int  # of the round
+    kernel: Kernel  # that sampled them
     prompts: list[str]  # P
     cond: Cond  # P
     states: Tensor  # (P, 2, N+1, ...)
@@ -103,13 +113,22 @@ def round_rows(seed: int, number: int, prompts: int, pairs: int) -> Tensor:
     return torch.cat(rows)[start : start + pairs]
 
 
+def round_kernel(setup: Setup, number: int) -> Kernel:
+    """The sampler of a round. Its number of steps depends on the seed and the round alone, so that a run resumes."""
+    c = setup.config
+    if not c.mixed_steps:
+        return setup.kernel
+    drawn = torch.randint(len(c.mixed_steps), (), generator=generator("length", c.seed, number))
+    return setup.model.sampler(c.mixed_steps[drawn], c.kernel)
+
+
 @torch.no_grad()
 def sample_pairs(setup: Setup, number: int) -> Pairs:
     """Sample, decode, score and rank the pairs of one round; each process its share, and then all have all."""
-    c, run = setup.config, setup.run
+    c, run, kernel = setup.config, setup.run, round_kernel(setup, number)
     rows = round_rows(c.seed, number, len(setup.prompts), c.pairs)
     place = run.share(torch.arange(c.pairs))
-    parts = [sample_some(setup, number, rows, some) for some in place.split(c.rollout_batch or len(place))]
+    parts = [sample_some(setup, kernel, number, rows, some) for some in place.split(c.rollout_batch or len(place))]
     states, logp, rewards = (run.gather(torch.cat(part)) for part in list(zip(*parts, strict=True))[:3])
     queries = run.gather(torch.tensor([sum(part[3] for part in parts)], device=states.device)).sum()
     order = rewards[..., -1].argsort(dim=1, descending=True, stable=True)  # (P, 2), the winner first
@@ -118,17 +137,17 @@ def sample_pairs(setup: Setup, number: int) -> Pairs:
     if setup.advantages is not None:
         returns = discounted_returns(rewards.flatten(0, 1), c.gamma)  # (2P, T)
         advantage = setup.advantages(returns, rows.repeat_interleave(2)).unflatten(0, (-1, 2))[rank, order]
-        advantage = advantage.expand(-1, -1, setup.kernel.num_steps)
+        advantage = advantage.expand(-1, -1, kernel.num_steps)
     prompts = [setup.prompts[i] for i in rows]
-    reward = rewards[..., -1][rank, order]
-    return Pairs(
-        number, prompts, setup.cond[rows], states[rank, order], logp[rank, order], reward, advantage, int(queries)
-    )
+    reward, states, logp = rewards[..., -1][rank, order], states[rank, order], logp[rank, order]
+    return Pairs(number, kernel, prompts, setup.cond[rows], states, logp, reward, advantage, int(queries))
 
 
-def sample_some(setup: Setup, number: int, rows: Tensor, some: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+def sample_some(
+    setup: Setup, kernel: Kernel, number: int, rows: Tensor, some: Tensor
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """States (b, 2, N+1, ...), log-probs (b, 2, N) and rewards (b, 2, T or 1) at some places, and the queries made."""
-    c, model, kernel = setup.config, setup.model, setup.kernel
+    c, model = setup.config, setup.model
     # A prompt that comes twice in a round must not get the same noise twice, so the place in the round counts.
     ids = some * len(setup.prompts) + rows[some]
     noise = seeded_noise(c.seed, number, ids, model.latent_shape, 2 * (kernel.num_steps + 1)).unflatten(1, (2, -1))
@@ -167,15 +186,15 @@ def log_probs(setup: Setup, pairs: Pairs, which: Tensor, steps: Tensor) -> Tenso
     x, x_next = (pairs.states[pair, side, n + after].flatten(0, 2) for after in (0, 1))
     n = n.expand(-1, 2, -1).flatten()
     cond = pairs.cond[which].repeat_interleave(2 * steps.shape[1], 0)
-    logp = transition_log_probs(setup.model, setup.kernel, x, x_next, n, cond, setup.config.reduction)
+    logp = transition_log_probs(setup.model, pairs.kernel, x, x_next, n, cond, setup.config.reduction)
     return logp.view(len(which), 2, -1)
 
 
 def reference_log_probs(setup: Setup, pairs: Pairs) -> Tensor | None:
-    """(P, 2, N), 0 at deterministic steps; None for a method that has no reference."""
+    """(P, 2, N), 0 at steps that are not trained; None for a method that has no reference."""
     if setup.config.method not in recipes.WITH_REFERENCE:
         return None
-    steps = torch.tensor(setup.kernel.stochastic_steps)
+    steps = setup.config.trained_steps(pairs.kernel)
     place, parts = setup.run.share(torch.arange(len(pairs.prompts))), []
     with torch.no_grad(), setup.model.reference():
         for rows in place.split(setup.config.rollout_batch or len(place)):

@@ -58,7 +58,7 @@ TABLE = Table(
 SMOKE = World(
     pictures=2,
     prompts=2,
-    settings=dict.fromkeys(METHODS, {"rounds": 1, "pairs": 2, "minibatch": 2, "steps": 4}),
+    settings=dict.fromkeys(METHODS, {"rounds": 1, "pairs": 2, "minibatch": 2, "steps": 4, "snapshot_every": 1}),
 )
 
 

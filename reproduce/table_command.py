@@ -19,13 +19,16 @@ from typing import Literal
 
 import tyro
 
+import curve_runs
 import recipes
 import table_runs
 from chunks import processes
 from claims import read_claims
 from common import ROOT, command_line, positive, writable_folder, write_json
+from curve_figures import draw
 from data import SETS
 from fsalign_lib.hub import REVISIONS
+from fsalign_lib.plotting import save
 from fsalign_lib.presets import PRESETS, split
 from pairs import FullPairConfig, PairConfig
 from table_text import total, write_pages
@@ -88,12 +91,14 @@ def check(table: Table, config: TableConfig) -> None:
         if config.out.resolve() == RESULTS:
             raise ValueError(f"{cut} must not write over {config.out}: name another folder with --out")
         config.work = config.work or config.out / "runs"
-    config.work = config.work or ROOT / "reproduce" / "runs" / file_name(table, config)
+    config.work = config.work or ROOT / "reproduce" / "runs" / file_name(table.reads or table.name, config)
+    if table.reads:
+        config.work = config.work / "curves"
     writable_folder(config.out)
 
 
-def file_name(table: Table, config: TableConfig) -> str:
-    return table.name + ("-full" if config.scale == "full" else "")
+def file_name(name: str, config: TableConfig) -> str:
+    return name + ("-full" if config.scale == "full" else "")
 
 
 def prepare(table: Table, config: TableConfig, world: World) -> Ready:
@@ -101,25 +106,28 @@ def prepare(table: Table, config: TableConfig, world: World) -> Ready:
     check(table, config)
     if config.dry_run or config.table_only:
         return Ready(table, config, None)
-    return Ready(table, config, table_runs.prepare(table, world, config.work, config.threads))
+    work = table_runs.prepare(table, world, config.work, config.threads)
+    if table.curve:
+        curve_runs.check(work)
+    return Ready(table, config, work)
 
 
 def run(ready: Ready) -> None:
     table, config, work = ready.table, ready.config, ready.work
     if config.dry_run:
         print(description(table, config.scale))
-        if config.scale == "full" and any(row.method for row in table.rows.values()):
+        if config.scale == "full" and not table.reads and any(row.method for row in table.rows.values()):
             import plan  # which reads the tables
 
             print()
             plan.run(plan.prepare(plan.PlanConfig(table=table.name)))
         return
-    started, path = time.time(), config.out / f"{file_name(table, config)}.json"
+    started, path = time.time(), config.out / f"{file_name(table.name, config)}.json"
     if work:
         for row in config.only:
             for seed in table_runs.row_seeds(table, row):
                 if seed is None or seed in config.seeds:
-                    table_runs.do_run(work, row, seed)
+                    (curve_runs if table.curve else table_runs).do_run(work, row, seed)
     done = {
         (row, seed): table_runs.run_path(config.work, row, seed).exists()
         for row in table.rows
@@ -136,6 +144,9 @@ def run(ready: Ready) -> None:
         cut = config.smoke or config.models == "tiny"
         write_json(path, table_runs.gather(table, config.work, started, config.scale, cut))
     result = json.loads(path.read_text()) if path.exists() else None
+    if result and table.figures:
+        for name, sheet in table.figures(result).items():
+            save(draw(sheet), path.with_name(f"{path.stem}-{name}.png"))
     write_pages(table, result, path.with_suffix(".md"), readmes=path.parent.resolve() == RESULTS)
     print(f"{path.with_suffix('.md')}: {total(table, result)}")
 
@@ -154,7 +165,8 @@ def description(table: Table, scale: str) -> str:
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
     parts.append("\nclaims")
-    parts += [f"  {claim.id}  ({claim.printed[0]:g} > {claim.printed[1]:g})" for claim in read_claims(table.id)]
+    for claim in read_claims(table.id):
+        parts.append(f"  {claim.id}" + (f"  ({claim.printed[0]:g} > {claim.printed[1]:g})" if claim.printed else ""))
     return "\n".join(parts)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+import curves
 import pairs as pair_files
 import recipes
 import train_offline
@@ -206,57 +207,78 @@ def free_settings(config: TrainConfig) -> tuple[str, ...]:
     return (*free, "pairs") if config.method in recipes.OFFLINE else tuple(free)
 
 
+def known_settings(work: Work, row: str, seed: int | None, before: dict) -> dict:
+    """Settings as they were written down, of those that matter now; what was not known then stood at its default."""
+    if "training" not in before or work.table.rows[row].method is None:
+        return before
+    config = training_config(work, row, seed)
+    known = defaults(type(config)) | before["training"]
+    return before | {"training": {k: value for k, value in known.items() if k not in free_settings(config)}}
+
+
 def check_same(work: Work, row: str, seed: int | None) -> None:
     """Raise a ValueError if the run was done, or begun, with other settings."""
     now = settings(work, row, seed)
     for path in (run_path(work.folder, row, seed), note_path(work.folder, row, seed)):
-        if not path.exists():
-            continue
-        before = json.loads(path.read_text())["settings"]
-        if "training" in before and "training" in now:
-            config = training_config(work, row, seed)
-            known = defaults(type(config)) | before["training"]
-            before["training"] = {key: value for key, value in known.items() if key not in free_settings(config)}
-        if before != now:
+        if path.exists() and known_settings(work, row, seed, json.loads(path.read_text())["settings"]) != now:
             raise ValueError(f"{path} has other settings or weights: remove {work.folder}, or choose another --work")
 
 
 def do_run(work: Work, row: str, seed: int | None) -> None:
     """Train and evaluate one row at one seed, unless that is done; all processes of the launcher take part."""
-    path, method, main = run_path(work.folder, row, seed), work.table.rows[row].method, processes().is_main_process
+    path, training = run_path(work.folder, row, seed), None
     if path.exists():
         print(f"{path.stem} is done")
         return
-    training = None
-    if method is None:
-        model = work.model.to(processes().device) if work.world.scale == "full" else work.model
+    parts = work.folder / f"{path.stem}.parts"
+    if work.table.rows[row].method is None:
+        model, started = work.model.to(processes().device) if work.world.scale == "full" else work.model, time.time()
+        with model.reference():  # it may hold the weights of a row that was evaluated before
+            cells = evaluate_cells(work, model, path.stem, parts)
     else:
-        config = training_config(work, row, seed)
-        if main:
-            config.out.mkdir(parents=True, exist_ok=True)
-            write_json(note_path(work.folder, row, seed), {"settings": settings(work, row, seed)})
-        if method in recipes.ONLINE:
-            setup = train_online.prepare(config, reward=work.world.reward)
-            train_online.run(setup)
-        else:
-            build_pairs(work)
-            setup = train_offline.prepare(config)
-            train_offline.run(setup)
-        model = setup.model
-        training = json.loads((config.out / "result.json").read_text())
-    started, cells, chunks = time.time(), {}, work.folder / f"{path.stem}.parts"
+        config, model = train(work, row, seed)
+        training, started = json.loads((config.out / "result.json").read_text()), time.time()
+        cells = evaluate_cells(work, model, path.stem, parts)
+    finish(work, row, seed, started, training, cells)
+    if processes().is_main_process:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def train(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
+    """To the end, from where it was stopped; the result is then in the folder of the run."""
+    config = training_config(work, row, seed)
+    if processes().is_main_process:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(note_path(work.folder, row, seed), {"settings": settings(work, row, seed)})
+    if config.method in recipes.ONLINE:
+        setup = train_online.prepare(config, reward=work.world.reward)
+        train_online.run(setup)
+    else:
+        build_pairs(work)
+        setup = train_offline.prepare(config)
+        train_offline.run(setup)
+    return config, setup.model
+
+
+def evaluate_cells(work: Work, model: LatentModel, title: str, parts: Path) -> dict[str, dict]:
+    """The model on each prompt set at each number of steps; at full scale what is done is kept in `parts`."""
+    cells = {}
     for name, prompts in work.prompts.items():
         for steps in work.table.steps:
-            title, seeds = f"{path.stem}: {name}, {steps} steps", range(work.pictures)
-            kept = {"progress": title, "folder": chunks / f"{name}-{steps}" if work.world.scale == "full" else None}
-            found = evaluate(model, work.table.kernel, steps, prompts, seeds, work.metrics, **kept)
+            kept = {"progress": f"{title}: {name}, {steps} steps"}
+            kept["folder"] = parts / f"{name}-{steps}" if work.world.scale == "full" else None
+            found = evaluate(model, work.table.kernel, steps, prompts, range(work.pictures), work.metrics, **kept)
             cells[f"{name}-{steps}"] = {key: value for key, value in found.items() if key != "prompts"}
-    if main:
-        about = {"row": row, "seed": seed, "settings": settings(work, row, seed)}
-        write_json(path, about | {"training": training, "evaluation": provenance(started), "cells": cells})
+    return cells
+
+
+def finish(work: Work, row: str, seed: int | None, started: float, training: dict | None, cells: dict, **more) -> None:
+    """Write what was found of a run, with which it is done."""
+    if processes().is_main_process:
+        about = {"row": row, "seed": seed, "settings": settings(work, row, seed), "training": training}
+        found = {"evaluation": provenance(started), "cells": cells, **more}
+        write_json(run_path(work.folder, row, seed), about | found)
     processes().wait_for_everyone()
-    if main:
-        shutil.rmtree(chunks, ignore_errors=True)
 
 
 def build_pairs(work: Work) -> None:
@@ -286,6 +308,8 @@ def gather(table: Table, folder: Path, started: float, scale: str = "pocket", sm
     pairs = folder / "pairs" / "about.json"
     result["pairs"] = json.loads(pairs.read_text()) if pairs.exists() else None
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
+    if table.curve:
+        curves.summarise(table, runs)
     for run in runs:
         del run["settings"]["prompts"]
         if run["training"]:

@@ -15,8 +15,11 @@ NOT_RUN = "not run"
 
 
 def printed(table: Table) -> dict[tuple[str, str, int], dict[str, str]]:
-    """The paper's numbers: (prompts, row, steps) -> metric -> as printed."""
-    with (PAPERS / f"{table.name}.csv").open(newline="") as file:
+    """The paper's numbers: (prompts, row, steps) -> metric -> as printed. Nothing of what it only draws."""
+    path = PAPERS / f"{table.name}.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
         return {(line["prompts"], line["row"], int(line["steps"])): line for line in csv.DictReader(file)}
 
 
@@ -84,13 +87,15 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
         for number, (name, row) in enumerate(rows.items()):
             if metric not in shown:
                 continue
-            values = [paper[prompts, name, steps][metric], ours(table, result, name, cell, metric, decimals)]
+            values = [paper[prompts, name, steps][metric]] if paper else []
+            values.append(ours(table, result, name, cell, metric, decimals))
             for other in against:
                 later = number > list(rows).index(other)
                 values.append(verdict(claims.get((metric, name, other)), result, decimals) if later else "")
             body.append([label, row.title, *values])
     word = "better than" if table.lower else "above"
-    return lines(["metric", "row", "paper", "ours", *(f"{word} {rows[name].title}" for name in against)], body)
+    numbers = ["paper", "ours"] if paper else ["ours"]
+    return lines(["metric", "row", *numbers, *(f"{word} {rows[name].title}" for name in against)], body)
 
 
 def beside_lines(table: Table, result: dict | None, cell: str) -> str | None:
@@ -133,11 +138,12 @@ def total(table: Table, result: dict | None) -> str:
     return count(status or [NOT_RUN])
 
 
-def hours(result: dict | None) -> float | None:
-    """Of all runs, one after the other."""
+def hours(table: Table, result: dict | None) -> float | None:
+    """Of all runs, one after the other; the training of another table's runs is counted there."""
     if not result or not result["runs"]:
         return None
-    parts = [result["pairs"]] + [run[key] for run in result["runs"] for key in ("training", "evaluation")]
+    keys = ("evaluation",) if table.reads else ("training", "evaluation")
+    parts = [result["pairs"]] + [run[key] for run in result["runs"] for key in keys]
     return sum(part["wall_seconds"] for part in parts if part) / 3600
 
 
@@ -151,23 +157,50 @@ def memory(result: dict | None) -> float | None:
 
 def page(table: Table, result: dict | None) -> str:
     """The whole Markdown page of a table; None: nothing was run."""
-    numbers = "Ours: mean"
+    numbers = "Paper: the printed value. Ours: mean" if printed(table) else "The paper draws this. Ours: mean"
     if any(row.method for row in table.rows.values()):
         numbers += f" ± standard deviation over {len(table.seeds)} training seeds"
     if not result or result["scale"] == "pocket":
         numbers += ", on the pocket world: compare the differences, not the values"
     parts = [
         f"# {table.title}",
-        f"Made by `python reproduce/{table.name}.py`; do not edit. Paper: the printed value. {numbers}. A claim is "
+        f"Made by `python reproduce/{table.name}.py`; do not edit. {numbers}. A claim is "
         "*reproduced* when the 95% paired bootstrap interval of its difference, over training seeds, prompts and "
         "pictures, lies above 0, *contradicted* when it lies below, *inconclusive* when it holds 0.",
+        *([table.note] if table.note else []),
         f"**Claims: {total(table, result)}.**",
         tally(table, result),
     ]
     if result and result["smoke"]:
         parts.insert(1, "**A smoke run: settings cut down until it is quick. Its numbers mean nothing.**")
+    if result and table.figures:
+        stem = table.name + ("-full" if result["scale"] == "full" else "")
+        parts += [f"![{sheet.caption}]({stem}-{name}.png)" for name, sheet in table.figures(result).items()]
+    if table.curve:
+        parts.append(costs(table, result))
     parts += [section(table, result, prompts, steps) for prompts in table.prompts for steps in table.steps]
     return "\n\n".join(parts + ([about(result)] if result else [])) + "\n"
+
+
+def costs(table: Table, result: dict | None) -> str:
+    """What each row took, and how far from the reference it went."""
+    body = []
+    for name, row in table.rows.items():
+        if row.method is None:
+            continue
+        ends = [run["curve"][-1] for run in result["runs"] if run["row"] == name] if result else []
+        values = [NOT_RUN] * 4
+        if ends:
+            mean = {key: statistics.mean(end[key] for end in ends) for key in ("samples", "queries", "hours", "kl")}
+            values = [f"{mean['samples']:.0f}", f"{mean['queries']:.0f}", f"{mean['hours']:.3f}", f"{mean['kl']:.3g}"]
+        body.append([told(row), *values])
+    table_ = lines(["row", "samples", "reward queries", "training, hours", "KL of a step"], body)
+    note = (
+        "Of one run, the mean over training seeds. Hours are core hours on a CPU. KL to the reference in nats, summed "
+        "over dimensions, the mean over the stochastic steps of the policy's own trajectories at the end of training, "
+        "with as many steps as it was trained with."
+    )
+    return f"## What it took\n\n{table_}\n\n{note}"
 
 
 def about(result: dict) -> str:
@@ -193,7 +226,7 @@ def commit(made: dict) -> str:
 
 def readme_row(table: Table, result: dict | None) -> str:
     """The table of reproduce/README.md."""
-    time, size = hours(result), memory(result)
+    time, size = hours(table, result), memory(result)
     row = [
         f"[{table.title}](results/{table.name}.md)",
         f"`python reproduce/{table.name}.py`",

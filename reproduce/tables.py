@@ -1,6 +1,6 @@
 """What a table of a paper compares, declared: rows, prompts, metrics; and the world that it is made in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pairs import Utility
@@ -33,6 +33,32 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A curve, one for each training seed."""
+
+    label: str
+    color: str
+    x: Sequence[float]
+    values: Sequence[Sequence[float]]  # (seeds, len(x))
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    x: str  # labels of the axes
+    y: str
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A figure: rows of panels."""
+
+    caption: str
+    panels: list[list[Panel]]
+
+
+@dataclass(frozen=True)
 class Table:
     """What a paper's table compares."""
 
@@ -51,15 +77,19 @@ class Table:
     pictures: dict[str, int] = field(default_factory=lambda: {"pocket": 4, "full": 1})  # scale -> of each prompt
     seeds: tuple[int, ...] = (0, 1, 2)
     equal_budgets: tuple[str, ...] = ("pocket",)  # scales at which all rows must train on as many samples
+    curve: bool = False  # evaluate each snapshot of a run, not its end alone; "base" is where all curves start
+    note: str = ""  # for the page: what its metrics mean
+    reads: str | None = None  # with `curve`: train nothing, take the runs of that table
+    figures: Callable[[dict], dict[str, "Sheet"]] | None = None  # result -> name -> what to draw
 
     @property
     def id(self) -> str:
         return self.name.replace("_", "-")
 
     def metric_names(self, scale: str, pictures: int) -> tuple[str, ...]:
-        """What pictures are scored by: of what stands beside the paper's metrics, what can be had here."""
-        beside = [name for name in self.beside if name in METRICS[scale] and (name != "diversity" or pictures > 1)]
-        return self.scored or (*self.metrics, *beside)
+        """What pictures are scored by: what can be had here, and is not derived from other scores (see curves)."""
+        names = dict.fromkeys(self.scored or (*self.metrics, *self.beside))
+        return tuple(name for name in names if name in METRICS[scale] and (name != "diversity" or pictures > 1))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
         torch.set_num_threads(config.threads)
     model = model or load_model(config)
     kernel = training_kernel(config, model)
-    check_settings(config, kernel)
+    for one in [kernel, *(model.sampler(steps, config.kernel) for steps in config.mixed_steps)]:
+        check_settings(config, one)
     advantages = None
     if config.normalize:
         steps = 1 if config.queries == "final" else kernel.num_steps
@@ -59,6 +60,14 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
 
 def check_settings(config: OnlineConfig, kernel: Kernel) -> None:
     """Raise a ValueError for what a loss or a part would refuse, before anything is sampled."""
+    if not len(config.trained_steps(kernel)):
+        why = "" if config.last_step else " and last_step = False"
+        raise ValueError(f"a trajectory of {kernel.num_steps} steps{why} leaves no step to train: use more steps")
+    if config.mixed_steps and config.queries != "final":
+        raise ValueError(
+            f"mixed_steps = {config.mixed_steps} with queries = {config.queries!r}: rewards of steps need "
+            "trajectories of one length; use queries final, or no mixed_steps"
+        )
     importance_weights(kernel.num_steps, config.decay, config.eta, config.decay_order)
     discounted_returns(torch.zeros(1, kernel.num_steps), config.gamma)
     for name, kind in (("queries", (*get_args(Strategy), "final")), ("updates", get_args(Updates))):
@@ -75,7 +84,7 @@ def minibatches(setup: Setup, pairs: Pairs, epoch: int) -> Iterator[tuple[Tensor
     Where a loss is a mean over steps, a pair's steps are rows of their own, s = 1, which micro-batches can part.
     """
     c, P = setup.config, len(pairs.prompts)
-    steps = torch.tensor(setup.kernel.stochastic_steps)
+    steps = c.trained_steps(pairs.kernel)
     keys = [torch.rand(len(steps), generator=generator("steps", c.seed, pairs.number, epoch, i)) for i in range(P)]
     order = torch.randperm(P, generator=generator("order", c.seed, pairs.number, epoch))
     for each in step_updates(steps, torch.stack(keys), c.updates):  # (P, s)
@@ -94,7 +103,7 @@ def minibatch_loss(
     logp = log_probs(setup, pairs, which, steps)
     check_finite("the log-prob", logp, [pairs.prompts[i] for i in which], c.seed, pairs.number)
     at = which[:, None, None], torch.arange(2)[:, None], steps[:, None]
-    weight = importance_weights(setup.kernel.num_steps, c.decay, c.eta, c.decay_order)[steps].to(logp.device)
+    weight = importance_weights(pairs.kernel.num_steps, c.decay, c.eta, c.decay_order)[steps].to(logp.device)
     data = recipes.Rollouts(
         logp=logp,
         logp_ref=None if logp_ref is None else logp_ref[at],
@@ -124,7 +133,7 @@ def check_ratio(setup: Setup, pairs: Pairs) -> None:
     if limit is None:
         return
     which = torch.arange(min(2, len(pairs.prompts)))
-    steps = torch.tensor(setup.kernel.stochastic_steps)[-STEPS_AT_ONCE:].expand(len(which), -1)  # the least noisy
+    steps = setup.config.trained_steps(pairs.kernel)[-STEPS_AT_ONCE:].expand(len(which), -1)  # the least noisy
     with torch.no_grad():
         off = (log_probs(setup, pairs, which, steps) - pairs.logp_old[which][..., steps[0]]).abs().max().item()
     if not off < limit:

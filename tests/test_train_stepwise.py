@@ -189,3 +189,59 @@ def test_the_paper_s_settings():
         assert recipes.sums_steps(config) == (method == "rebel")
     sdpo = runs.make_config(train_online.OnlineConfig, "sdpo", "full")
     assert (sdpo.gamma, sdpo.decay, sdpo.eta, sdpo.clip, sdpo.buffer, sdpo.min_count) == (0.99, 0.99, 1, 1e-4, 32, 16)
+
+
+def steps_seen(setup, pairs):
+    return {int(n) for _, steps in train_online.minibatches(setup, pairs, 0) for n in steps.flatten()}
+
+
+@pytest.mark.parametrize("method", ["sdpo", "d3po", "rebel"])
+def test_the_last_step_can_be_left_out(make, method):
+    """Of the losses: it is sampled, and scored, as before."""
+    setup, whole = make(method, "without", last_step=False), make(method, "whole")
+    pairs, same = (train_online.sample_pairs(one, 0) for one in (setup, whole))
+    assert torch.equal(pairs.states, same.states) and pairs.queries == same.queries
+    assert steps_seen(setup, pairs) == set(range(STEPS - 1)) and steps_seen(whole, same) == set(range(STEPS))
+    if method == "d3po":
+        reference, full = (train_online.reference_log_probs(*each) for each in ((setup, pairs), (whole, same)))
+        assert torch.equal(reference[..., :-1], full[..., :-1]) and (reference[..., -1] == 0).all()
+        assert (full[..., -1] != 0).all()
+    list(train_online.train(setup))
+    with pytest.raises(ValueError, match="a trajectory of 1 steps and last_step = False leaves no step to train"):
+        make(method, "none", steps=1, last_step=False)
+
+
+def test_rounds_of_mixed_lengths(make):
+    """Each of one length for all its pairs; drawn by the seed and the round alone."""
+    setup = make("ddpo", mixed_steps=(1, 2, 4), rounds=8)
+    lengths = [train_online.sample_pairs(setup, number).states.shape[2] - 1 for number in range(8)]
+    assert set(lengths) == {1, 2, 4}
+    assert lengths[5] == train_online.sample_pairs(make("ddpo", "again", mixed_steps=(1, 2, 4)), 5).kernel.num_steps
+    other = make("ddpo", "other", mixed_steps=(1, 2, 4), seed=1)
+    assert lengths != [train_online.sample_pairs(other, number).kernel.num_steps for number in range(8)]
+    pairs = train_online.sample_pairs(setup, lengths.index(4))
+    assert steps_seen(setup, pairs) == set(range(4)) and pairs.advantage.shape[2] == 4
+    which, steps = torch.arange(4), torch.arange(4).expand(4, -1)
+    again = train_online.log_probs(make("ddpo", "b", mixed_steps=(1, 2, 4)), pairs, which, steps)
+    torch.testing.assert_close(again, pairs.logp_old, atol=1e-5, rtol=1e-5)
+
+
+def test_a_resumed_run_of_mixed_lengths_has_the_same_bits(make):
+    settings = {"rounds": 4, "lr": 1e-3, "mixed_steps": (1, 3)}
+    whole = make("ddpo", "whole", **settings)
+    list(train_online.train(whole))
+    stopped = train_online.train(make("ddpo", "stopped", **settings))
+    next(stopped), next(stopped)
+    resumed = make("ddpo", "stopped", resume=True, **settings)
+    assert resumed.run.start == 2
+    list(train_online.train(resumed))
+    assert torch.equal(weights(resumed), weights(whole)) and resumed.run.history == whole.run.history
+    with pytest.raises(ValueError, match="was run with mixed_steps"):
+        make("ddpo", "stopped", resume=True, **settings | {"mixed_steps": (1, 2)})
+
+
+def test_dense_rewards_need_trajectories_of_one_length(make):
+    with pytest.raises(ValueError, match=r"mixed_steps = \(1, 2\) with queries = 'adaptive': rewards of steps need"):
+        make(mixed_steps=(1, 2))
+    with pytest.raises(ValueError, match="num_steps|expected"):
+        make("ddpo", mixed_steps=(1, 0))

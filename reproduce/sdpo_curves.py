@@ -1,0 +1,80 @@
+"""SDPO Figs. 3, 4 and 8-11: reward against training samples of D3PO, DDPO, REBEL and SDPO, sampled in 1 to 50 steps.
+
+python reproduce/sdpo_table1.py && python reproduce/sdpo_curves.py
+python reproduce/sdpo_table1.py --smoke --out runs/smoke && python reproduce/sdpo_curves.py --smoke --out runs/smoke
+
+Nothing is trained: the snapshots of sdpo_table1.py's runs are sampled on the 45 animals, on the same noise for all.
+Beside the trained reward stand the three others, animal accuracy, diversity, and the KL to the reference, at the
+number of steps of the training (see curve_runs.policy_kl). Fig. 3 of the paper averages over the training samples
+themselves; here all points are pictures of fixed noise.
+
+What the paper's text claims of a curve is decided so: "highest" by the reward at the end of training, "steeper" by its
+mean rise over training (see curves), each by the paired bootstrap of all claims.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import sdpo_table1
+from curve_figures import panel
+from sdpo_table1 import METHODS, REWARDS
+from table_command import command
+from tables import Prompts, Sheet, Table, World
+
+COLORS = dict(zip(METHODS, ("grey", "green", "orange", "blue"), strict=True))
+FIGURES = {1: "4", 2: "8", 4: "9", 8: "10", 16: "11", 50: "3"}
+WATCHED = {"accuracy": ("animal accuracy", 3), "diversity": ("diversity", 3)}
+
+
+def figures(result: dict) -> dict[str, Sheet]:
+    """A sheet for each number of steps: a row for each trained reward, with all that is watched beside it."""
+    labels = {name: label for name, (label, _) in (REWARDS | WATCHED).items()} | {"kl": "KL of a step, nats"}
+    sheets = {}
+    for steps, number in FIGURES.items():
+        rows, cell = [], f"animals-{steps}"
+        scored = result["runs"][0]["cells"][cell]["means"] if result["runs"] else {}
+        for reward in REWARDS:
+            lines = {f"{method}-{reward}": (title, COLORS[method]) for method, title in METHODS.items()}
+            others = [name for name in (*REWARDS, *WATCHED) if name != reward and name in scored]
+            panels = [panel(result, lines, cell, name, labels[name], "") for name in (*others, "kl")]
+            trained = panel(result, lines, cell, reward, labels[reward], f"trained on {labels[reward]}")
+            rows.append([trained, *panels])
+        some = f"{steps} step{'s' * (steps > 1)}"
+        sheets[f"{steps}step"] = Sheet(f"Fig. {number} and what stands beside it: sampled in {some}", rows)
+    return sheets
+
+
+TABLE = Table(
+    name="sdpo_curves",
+    title="SDPO Figs. 3, 4, 8-11: rewards against training samples",
+    rows={
+        name: replace(
+            row, metrics=None if row.method is None else (row.settings["reward"], f"{row.settings['reward']}-rise")
+        )
+        for name, row in sdpo_table1.TABLE.rows.items()
+    },
+    prompts={"animals": Prompts("45 animals", "animals", "sdpo-animals")},
+    steps=tuple(FIGURES),
+    metrics=REWARDS
+    | {f"{name}-rise": (f"{label}, mean rise", decimals + 1) for name, (label, decimals) in REWARDS.items()},
+    beside=REWARDS | WATCHED,
+    models=sdpo_table1.TABLE.models,
+    teachers={},
+    kernel="ddim",
+    pictures={"pocket": 2, "full": 8},
+    curve=True,
+    note="Trained by sdpo_table1.py. The reward is that at the end of training (*highest*); *mean rise* is the mean "
+    "over training of the reward less that of the start (*steeper*). Points are pictures of the 45 animals on fixed "
+    "noise, where Fig. 3 averages over the training samples.",
+    reads="sdpo_table1",
+    figures=figures,
+)
+SMOKE = World(pictures=2, prompts=2, settings=sdpo_table1.SMOKE.settings)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    command(TABLE, SMOKE, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()

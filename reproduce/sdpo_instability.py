@@ -1,0 +1,102 @@
+"""SDPO Fig. 7: D3PO, DDPO and REBEL trained on trajectories of 1 step and of 2, and DDPO on mixed lengths.
+
+python reproduce/sdpo_instability.py                  # everything; finished runs are skipped, stopped ones go on
+python reproduce/sdpo_instability.py --smoke --out runs/smoke
+
+The paper says that these methods "struggle to maintain stable reward optimization" there, "some exhibiting significant
+reward collapse". What a program can decide of it:
+
+- the drop of a curve is its largest fall from the best so far (see curves), on the same noise at each snapshot;
+- training is unstable on short trajectories if its drop is larger than that of the same method trained on long ones,
+  both networks sampled in that small number of steps: a claim for each method at 1 and at 2 steps, and for DDPO on
+  mixed lengths at 16. The two drops are of runs of as many samples, with as many snapshots, so that what the choice of
+  the largest fall adds to a drop, it adds to both;
+- a row has collapsed if its gain, the end less the start, is below 0. The paper does not say which rows have: it is
+  shown, not claimed.
+
+The standard deviation between training seeds stands beside each number. The paper names neither the reward nor the
+lengths that were mixed: ours are Aesthetic, as in its ablations, and 1, 2, 4, 8, 16 (and 50 at full scale).
+"""
+
+from collections.abc import Sequence
+
+from curve_figures import panel
+from table_command import command
+from tables import Prompts, Row, Sheet, Table, World
+
+METHODS = {"d3po": ("D3PO", "grey"), "ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange")}
+SHARED, FULL = {"reward": "aesthetic", "snapshot_every": 4}, {"snapshot_every": 5}
+LENGTHS = (1, 2, 4, 8, 16)
+
+
+def figures(result: dict) -> dict[str, Sheet]:
+    """The paper's three panels, and below them the same methods trained on long trajectories, sampled alike."""
+    rows = []
+    for kind, title in (("", ""), ("-long", "long trajectories, ")):
+        panels = []
+        for steps in (1, 2):
+            some = f"{steps} step{'s' * (steps > 1)}"
+            lines = {f"{method}{kind or f'-{steps}'}": about for method, about in METHODS.items()}
+            told = f"{title}sampled in {some}" if title else f"trained and sampled in {some}"
+            panels.append(panel(result, lines, f"animals-{steps}", "aesthetic", told, "Aesthetic"))
+        told = f"{title}sampled in 16 steps" if title else "DDPO on mixed lengths, sampled in 16"
+        lines = {"ddpo-mixed": METHODS["ddpo"]} if not title else {"ddpo-long": METHODS["ddpo"]}
+        panels.append(panel(result, lines, "animals-16", "aesthetic", told, "Aesthetic"))
+        rows.append(panels)
+    return {"curves": Sheet("Fig. 7: training on few-step trajectories, and on long ones", rows)}
+
+
+def short(method: str, steps: int) -> Row:
+    title = f"{METHODS[method][0]}, {steps} step{'s' * (steps > 1)}"
+    return Row(title, method, SHARED | {"steps": steps}, FULL)
+
+
+TABLE = Table(
+    name="sdpo_instability",
+    title="SDPO Fig. 7: instability on few-step trajectories",
+    rows={"base": Row("base")}
+    | {f"{method}-long": Row(f"{title}, long", method, SHARED, FULL) for method, (title, _) in METHODS.items()}
+    | {f"{method}-{steps}": short(method, steps) for steps in (1, 2) for method in METHODS}
+    | {
+        "ddpo-mixed": Row(
+            "DDPO, mixed", "ddpo", SHARED | {"mixed_steps": LENGTHS}, FULL | {"mixed_steps": (*LENGTHS, 50)}
+        )
+    },
+    prompts={"animals": Prompts("45 animals", "animals", "sdpo-animals")},
+    steps=(1, 2, 16),
+    metrics={
+        "aesthetic": ("Aesthetic", 3),
+        "aesthetic-drop": ("largest drop", 4),
+        "aesthetic-gain": ("gain", 3),
+    },
+    beside={
+        "imagereward": ("ImageReward", 3),
+        "hps": ("HPSv2", 2),
+        "pickscore": ("PickScore", 2),
+        "accuracy": ("animal accuracy", 3),
+        "diversity": ("diversity", 3),
+    },
+    models={"pocket": "pocket-turbo", "full": "sd-turbo"},
+    teachers={},
+    kernel="ddim",
+    pictures={"pocket": 2, "full": 8},
+    curve=True,
+    note="*Largest drop* is the largest fall of the curve from its best so far, on the same noise at each snapshot. "
+    "Training on short trajectories is unstable if its drop is above that of the same method trained on long ones, "
+    "both sampled in as many steps as the short one has. *Gain* is the end less the start: below 0 the row has "
+    "collapsed.",
+    figures=figures,
+)
+SMOKE = World(
+    pictures=2,
+    prompts=2,
+    settings=dict.fromkeys(METHODS, {"rounds": 2, "pairs": 2, "minibatch": 2, "snapshot_every": 1}),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    command(TABLE, SMOKE, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()
