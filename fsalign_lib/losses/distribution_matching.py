@@ -134,16 +134,16 @@ def sim(
     c: float | None = None,
     reduction: Reduction = "sum",
 ) -> tuple[Tensor, Diagnostics]:
-    r"""DI* Eq. 3.4 without its reward (SIM, arXiv 2410.16794), with $y_t = s_\psi(x_t) - s_{ref}(x_t)$:
+    r"""[DI* Eq. 3.4] without its reward (SIM, arXiv 2410.16794), with $y_t = s_\psi(x_t) - s_{ref}(x_t)$:
 
     $$L(\theta) = w(t)\, \{-d'(y_t)\}^\top \{ s_\psi(x_t) - \nabla_{x_t} \log p_t(x_t|x_0) \},$$
 
-    with the gradient of $w(t)\, E_{x_t \sim sg[p_{\theta,t}]}\, d(s_\theta(x_t) - s_{ref}(x_t))$ in $\theta$ (DI* Thm
-    3.1): of the scores at fixed points, not of the points. The distances are
+    with the gradient of $w(t)\, E_{x_t \sim sg[p_{\theta,t}]}\, d(s_\theta(x_t) - s_{ref}(x_t))$ in $\theta$
+    ([DI* Thm 3.1]): of the scores at fixed points, not of the points. The distances are
 
     $$d(y) = \tfrac12 \|y\|^2,\quad d'(y) = y \qquad\text{("squared")};\qquad
       d(y) = \sqrt{\|y\|^2 + c^2} - c,\quad d'(y) = \frac{y}{\sqrt{\|y\|^2 + c^2}}
-      \qquad\text{("pseudo-huber", DI* Eq. 3.8)}.$$
+      \qquad\text{("pseudo-huber", [DI* Eq. 3.8])}.$$
 
     Nothing is detached but the weight: the gradient flows through the inputs $x_t$ of both networks, the normaliser of
     $d'$, and in denoiser form $x_0$. The networks' weights must be frozen, and their calls recorded.
@@ -231,7 +231,7 @@ def guidance_reward(
 
 
 def reward_term(reward: Tensor, reward_scale: float) -> Tensor:
-    r"""[DI++ Eq. 3.10], DI* Eq. 3.4: $-\alpha_{rew}\, r(x_0, c)$, the batch mean, to be added to a reduced loss.
+    r"""[DI++ Eq. 3.10], [DI* Eq. 3.4]: $-\alpha_{rew}\, r(x_0, c)$, the batch mean, to be added to a reduced loss.
 
     Its gradient is $-\alpha_{rew} \nabla_{x_0} r\, \partial x_0/\partial\theta$; DI++'s Eqs. 3.3 and 3.7 miss the last
     factor. A reward on pictures is taken of the decoded latent, and its gradient must come back through
