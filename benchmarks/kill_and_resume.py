@@ -31,9 +31,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("re
 
 import pairs as pair_files  # noqa: E402
 import tiny  # noqa: E402
+import train_distill  # noqa: E402
 import train_offline  # noqa: E402
 import train_online  # noqa: E402
-from checkpoints import last_checkpoint  # noqa: E402
+from checkpoints import OPTIMIZERS, last_checkpoint  # noqa: E402
 from common import command_line, plain, positive, provenance, writable_folder, write_json  # noqa: E402
 
 # Both libraries import a class when it is first asked for: once, here, and not in each process.
@@ -43,8 +44,14 @@ LOADED = (
 )
 
 
-# Online PSO; SDPO, whose advantages remember earlier rounds; offline PSO.
-LOOPS = {"online": train_online.main, "sdpo": train_online.main, "offline": train_offline.main}
+# Online PSO; SDPO, whose advantages remember earlier rounds; offline PSO; DI*, which trains two networks in turn and
+# averages one of them.
+LOOPS = {
+    "online": train_online.main,
+    "sdpo": train_online.main,
+    "offline": train_offline.main,
+    "distill": train_distill.main,
+}
 
 
 @dataclass(kw_only=True)
@@ -73,6 +80,11 @@ def command(config: KillConfig, loop: str, out: Path) -> list[str]:
     """Of a loop, on few samples, with a checkpoint after each update."""
     world = out.parent
     shared = ["--model", world / "model", "--out", out, "--save-every", 1, "--threads", 1, "--resume"]
+    if loop == "distill":
+        some = ["--method", "distar", "--teacher", world / "model", "--prompts", world / "prompts.txt", "--batch", 2]
+        some += ["--start", None, "--time", 399, "--reward", None, "--reward-scale", 0, "--warmup", 1]
+        some += ["--assistant-updates", 1, "--updates", config.updates]
+        return [str(part) for part in [*shared, *some]]
     if loop != "offline":
         some = ["--reward", "jpeg-incompressibility", "--prompts", world / "prompts.txt", "--pairs", 2]
         some += ["--method", "sdpo", "--steps", 4, "--rank", 2, "--min-count", 1] if loop == "sdpo" else []
@@ -157,9 +169,10 @@ def same(a: Any, b: Any) -> bool:
 
 def contents(out: Path) -> dict[str, Any]:
     folder = last_checkpoint(out)
+    optimizers = [folder / name for name in OPTIMIZERS if (folder / name).exists()]
     return {
-        "weights": load_file(folder / "trained.safetensors"),
-        "optimizer": torch.load(folder / "optimizer.pt", weights_only=True),
+        "weights": [load_file(path) for path in sorted(folder.glob("*.safetensors"))],
+        "optimizer": [torch.load(path, weights_only=True) for path in optimizers],
         "history": json.loads((folder / "state.json").read_text())["history"],
         "step": int(folder.name),
     }

@@ -11,8 +11,21 @@ A round of `reproduce/train_online.py` on P pairs with N steps, S of them stocha
 | updates | 1 forward and backward on 2 P S states | S, on 2 P states each |
 | reference, no gradient | 1 forward on 2 P S states | none |
 
+An update of `reproduce/train_distill.py` on B samples, guided in the reference, needs, and the loop makes:
+
+| part | DI++ [DI++ Alg. 1] | DI* [DI* Eq. 3.4] |
+| --- | --- | --- |
+| student | 1 forward on B latents, and its backward | likewise |
+| assistant | 1 forward on B, no gradient | 1 forward on B, backward to its input |
+| teacher | 1 forward on 2 B (both halves of guidance), no gradient | 1 forward on 2 B, backward to its input |
+| reward | decode B latents, backward to its input | likewise |
+| assistant, K times | student: 1 forward on B, no gradient; assistant: 1 forward and backward on B | likewise |
+
+A backward to the input alone leaves out the gradients of the weights, which are frozen.
+
 Everything else counts as overhead: noise by prompt, the kernel's steps, log-probs, ranking, dense rewards and
-advantages, loss, gathering the pairs, the gradient's norm, AdamW's steps. The reward itself is left out of both sides.
+advantages, loss, gathering the pairs, the gradient's norm, AdamW's steps, the average of the student. The reward itself
+is left out of both sides (for distillation: the mean of the picture, which has a gradient).
 
 The loop and the bare calls take turns in one process, on batches of the same shape, so that a slow moment of the
 machine meets both. What is printed is the median over repetitions of the ratio, with its quartiles.
@@ -34,23 +47,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reproduce"))
 
 import recipes  # noqa: E402
 import runs  # noqa: E402
+import train_distill  # noqa: E402
 import train_online  # noqa: E402
 from common import command_line, positive  # noqa: E402
 
 TARGETS = {"update": 1.15, "rollout": 1.10}
-METHODS = ("pso-online", "sdpo")
+ONLINE, DISTILL = ("pso-online", "sdpo"), ("dipp", "distar")
+METHODS = (*ONLINE, *DISTILL)
 
 
 @dataclass(kw_only=True)
 class CostConfig:
-    """Time the updates and the rollout of a round over the bare network calls."""
+    """Time updates, and the rollout of a round, over the bare network calls."""
 
     methods: tuple[str, ...] = METHODS
     model: str = "pocket-turbo"
     pairs: int = 32
-    """Of the rollout, and of each update."""
+    """Of the rollout, and of each update; of distillation, samples."""
     steps: int | None = None
-    """Sampling steps; None: the recipe's."""
+    """Sampling steps of the online methods; None: the recipe's."""
+    teacher: str = "pocket-teacher"
+    """Of distillation, and where its student starts."""
     repetitions: int = 10
     threads: int | None = None
     """CPU threads of torch."""
@@ -61,7 +78,7 @@ class Bench:
     """What is timed against what, and what both work on."""
 
     config: CostConfig
-    setups: dict[str, train_online.Setup]  # by method
+    setups: dict[str, train_online.Setup | train_distill.Setup]  # by method
     folder: tempfile.TemporaryDirectory
 
 
@@ -71,14 +88,62 @@ def prepare(config: CostConfig) -> Bench:
     if unknown:
         raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
     folder, setups = tempfile.TemporaryDirectory(prefix="step-cost-"), {}
-    no_reward = lambda images, prompts: torch.arange(len(images)) % 2  # noqa: E731  # no ties, no cost
     for method in config.methods:
-        given = {"model": config.model, "out": Path(folder.name) / method, "threads": config.threads}
-        given |= {"pairs": config.pairs, "minibatch": config.pairs, "micro_batch": None}
-        given |= {"steps": config.steps} if config.steps else {}
-        run = runs.make_config(train_online.OnlineConfig, method, **given)
-        setups[method] = train_online.prepare(run, reward=no_reward)
+        given = {"out": Path(folder.name) / method, "threads": config.threads, "micro_batch": None}
+        make = distilled if method in DISTILL else sampled
+        setups[method] = make(config, method, given)
     return Bench(config, setups, folder)
+
+
+def sampled(config: CostConfig, method: str, given: dict) -> train_online.Setup:
+    """An online method, whose reward has no ties and costs nothing."""
+    given |= {"model": config.model, "pairs": config.pairs, "minibatch": config.pairs}
+    given |= {"steps": config.steps} if config.steps else {}
+    run = runs.make_config(train_online.OnlineConfig, method, **given)
+    return train_online.prepare(run, reward=lambda images, prompts: torch.arange(len(images)) % 2)
+
+
+def distilled(config: CostConfig, method: str, given: dict) -> train_distill.Setup:
+    """A method of distillation at the recipe's settings, from the teacher itself."""
+    given |= {"model": config.teacher, "teacher": config.teacher, "batch": config.pairs}
+    run = runs.make_config(train_distill.DistillConfig, method, start=None, time=399, **given)
+    return train_distill.prepare(run, reward=brightness)
+
+
+def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images.mean((1, 2, 3))
+
+
+def distill_update(setup: train_distill.Setup) -> None:
+    """One update as the loop does it."""
+    K = setup.config.assistant_updates
+    for number in range(K):
+        train_distill.assistant_update(setup, number)
+    train_distill.student_update(setup, K)
+    setup.average.update(0)
+
+
+def bare_distill_update(setup: train_distill.Setup) -> None:
+    """The network calls of one update."""
+    trio, B, run = setup.trio, setup.config.batch, setup.run
+    x = torch.randn(2 * B, *setup.model.latent_shape, device=setup.model.device)
+    cond, t = setup.cond[torch.arange(2 * B) % len(setup.cond)], torch.randint(1000, (2 * B,)).to(x.device)
+    for _ in range(setup.config.assistant_updates):
+        with torch.no_grad():
+            trio.student.predict_eps(x[:B], 399, cond[:B])
+        with run.alone(run.learners[train_distill.ASSISTANT]):
+            trio.assistant.predict_eps(x[:B], t[:B], cond[:B]).sum().backward()
+    through = setup.config.method in train_distill.THROUGH_INPUTS
+    with run.alone(run.learners[train_distill.STUDENT]):
+        made = trio.student.predict_eps(x[:B], 399, cond[:B])
+        with torch.set_grad_enabled(through):
+            noised = x + torch.cat([made, made]) if through else x
+            followed = trio.assistant.predict_eps(noised[:B], t[:B], cond[:B])
+            taught = trio.teacher.predict_eps(noised, t, cond)
+        total = made.sum() + trio.student.decode(made, setup.config.through_clamp).sum()
+        (total + followed.sum() + taught.sum() if through else total).backward()
+    for learner in run.learners:
+        learner.optimizer.zero_grad()
 
 
 def updates(setup: train_online.Setup, pairs: train_online.Pairs) -> None:
@@ -131,6 +196,9 @@ def measure(bench: Bench) -> dict[tuple[str, str], list[tuple[float, float]]]:
     """Seconds of (loop, bare calls) at each repetition, which the first one, a rehearsal, does not enter."""
     duels = {}
     for method, setup in bench.setups.items():
+        if method in DISTILL:
+            duels[method, "update"] = (distill_update, setup), (bare_distill_update, setup)
+            continue
         pairs = train_online.sample_pairs(setup, 0)
         cond = pairs.cond.repeat_interleave(2, 0)
         duels[method, "update"] = (updates, setup, pairs), (bare_updates, setup, calls(setup, pairs))
@@ -149,7 +217,9 @@ def measure(bench: Bench) -> dict[tuple[str, str], list[tuple[float, float]]]:
 
 def report(times: dict[tuple[str, str], list[tuple[float, float]]], bench: Bench) -> str:
     c, lines = bench.config, []
-    lines.append(f"{c.model}, {c.pairs} pairs, {c.repetitions} repetitions, {torch.get_num_threads()} threads")
+    lines.append(
+        f"{c.model} and {c.teacher}, {c.pairs} pairs, {c.repetitions} repetitions, {torch.get_num_threads()} threads"
+    )
     for (method, part), pairs in times.items():
         ratios = sorted(loop / bare for loop, bare in pairs)
         median = statistics.median(ratios)

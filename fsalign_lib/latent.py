@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from fsalign_lib.adapters import Adapters
 from fsalign_lib.conditioning import Cond, cat, stack
 from fsalign_lib.consistency import boundary_scalings, guidance_embedding
 from fsalign_lib.kernels import Kernel, build_kernel
-from fsalign_lib.presets import SCHEDULERS, Preset
+from fsalign_lib.presets import SAMPLING, SCHEDULERS, Preset
 from fsalign_lib.schedules import NoiseSchedule, lcm_timesteps
 
 Training = Literal["lora", "full"]
@@ -42,6 +43,7 @@ class LatentModel:
         guidance_scale: the weight w of classifier-free guidance, eps = eps_null + w (eps_cond - eps_null); 1 is none.
             A UNet with a guidance embedding (LCM) takes w as an input instead.
         network: what is called in place of `unet`: itself, or its wrapper for several processes.
+        adapters: those of `unet`, which several models may share; adapter: the one of this model, None for none.
     """
 
     def __init__(self, name: str, unet, vae, text, scheduler, preset: Preset, image_size: int):
@@ -68,9 +70,10 @@ class LatentModel:
         self.image_size = image_size
         self.training: dict | None = None  # what is trained: {"training": "lora", "rank": ...}
         self.frozen_copy: nn.Module | None = None
+        self.adapters, self.adapter = Adapters(unet), None
         self._in_reference = False
         self._embeddings: dict[str | None, Cond] = {}  # None: no prompt
-        self.fingerprint, self.vae_fingerprint = _fingerprint(unet), _fingerprint(vae)
+        self.fingerprint, self.vae_fingerprint = fingerprint(unet), fingerprint(vae)
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +101,7 @@ class LatentModel:
             ValueError: see `build_kernel`; or the model can only be sampled in another number of steps.
         """
         name, grid = kernel or self.kernel, None
-        if name == "renoise" and self.timesteps is not None:
+        if name == self.kernel and self.timesteps is not None:
             if num_steps != len(self.timesteps):
                 raise ValueError(
                     f"num_steps = {num_steps}: {self.name} is sampled at t = {', '.join(map(str, self.timesteps))} "
@@ -141,7 +144,8 @@ class LatentModel:
             embedding = guidance_embedding(self.guidance_scale, self.unet.config.time_cond_proj_dim)
             inputs["timestep_cond"] = embedding.to(x_t.device, self.dtype).expand(len(x_t), -1)
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
-        out = network(x_t.to(self.dtype), timestep=t, **inputs, return_dict=False)[0]
+        with self.adapters.using(None if self._in_reference else self.adapter):
+            out = network(x_t.to(self.dtype), timestep=t, **inputs, return_dict=False)[0]
         return out[:, : x_t.shape[1]].to(x_t.dtype)  # PixArt also predicts a variance
 
     def _predict(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
@@ -176,11 +180,17 @@ class LatentModel:
         convert = self.schedule.eps_from_x0 if self.prediction_type == "sample" else self.schedule.eps_from_v
         return convert(x_t, out, t)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures in [0, 1], differentiable.  # (B, 3, H, W)"""
+    def decode(self, latents: Tensor, through_clamp: bool = False) -> Tensor:
+        """Pictures in [0, 1], differentiable.  # (B, 3, H, W)
+
+        Args:
+            through_clamp: what the decoder gives outside [0, 1] is clamped, and such a value has no gradient; with
+                this the gradient passes the clamp as if it were not there. The pictures are the same.
+        """
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        pictures = self.vae.decode(latents, return_dict=False)[0].float()
-        return (pictures / 2 + 0.5).clamp(0, 1)
+        pictures = self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
+        clamped = pictures.clamp(0, 1)
+        return pictures + (clamped - pictures).detach() if through_clamp else clamped
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -188,13 +198,33 @@ class LatentModel:
         posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
         return posterior.mean.float() * self.vae.config.scaling_factor
 
-    def add_lora(self, rank: int, alpha: int | None = None, targets: Sequence[str] = ATTENTION, seed: int = 0) -> None:
+    def with_network(self, unet: nn.Module) -> "LatentModel":
+        """A model like this one, untrained, with another network; VAE and text encoders are shared.
+
+        Args:
+            unet: of this one's class. With this one's own, the two models share the network and its adapters.
+        """
+        other = copy.copy(self)
+        other.unet = other.network = unet
+        other.training = other.frozen_copy = other.adapter = None
+        other.adapters = self.adapters if unet is self.unet else Adapters(unet)
+        return other
+
+    def add_lora(
+        self,
+        rank: int,
+        alpha: int | None = None,
+        targets: Sequence[str] = ATTENTION,
+        seed: int = 0,
+        name: str = "default",
+    ) -> None:
         """Train low-rank adapters on the named layers: W + (alpha / rank) B A, with B = 0 at the start.
 
         They are in float32 whatever the network's precision is: half is too coarse for steps of 1e-5.
 
         Args:
             alpha: `rank` if None, as in the PSO code.
+            name: where several models share the network, one for each.
 
         Raises:
             ValueError: it is trained already, or diffusers has no adapters for this network (PixArt).
@@ -205,17 +235,14 @@ class LatentModel:
         config = LoraConfig(
             r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.unet.add_adapter(config)
-        for p in self.trained_parameters().values():
-            p.data = p.data.float()
+        self.adapters.add(name, config, seed)
+        self.adapter = name
         self.training = {"training": "lora", "rank": rank, "alpha": alpha or rank, "targets": list(targets)}
 
-    def train_all_weights(self) -> None:
-        """Train every weight of the UNet; the reference is a frozen copy."""
+    def train_all_weights(self, reference: bool = True) -> None:
+        """Train every weight of the UNet; the reference is a frozen copy, unless there is to be none."""
         self._start_training()
-        self.frozen_copy = copy.deepcopy(self.unet)
+        self.frozen_copy = copy.deepcopy(self.unet) if reference else None
         self.unet.requires_grad_(True)
         self.training = {"training": "full"}
 
@@ -224,21 +251,22 @@ class LatentModel:
             raise ValueError(f"{self.name} is trained already ({self.training}): load it again for another training")
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
+        if self.adapter is not None:
+            return self.adapters.weights(self.adapter)
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations again in the backward, in place of keeping them."""
+        self.unet.enable_gradient_checkpointing(self.adapters.checkpoint)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """Within it the model is the frozen reference: the network as it was loaded."""
-        adapter = self.training is not None and self.training["training"] == "lora"
-        if adapter:
-            self.unet.disable_adapters()
         self._in_reference = True
         try:
             yield
         finally:
             self._in_reference = False
-            if adapter:
-                self.unet.enable_adapters()
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The trained weights, whole and on the CPU. Under FSDP each process holds a part: all must call it."""
@@ -255,6 +283,8 @@ class LatentModel:
         save_file(self.trained_tensors() if tensors is None else tensors, folder / "trained.safetensors")
         precision = str(self.dtype).removeprefix("torch.")
         about = {"model": self.name, "fingerprint": self.fingerprint, "dtype": precision, **(self.training or {})}
+        if self.timesteps is not None:
+            about["sampling"] = self.sampling()
         (folder / "trained.json").write_text(json.dumps(about, indent=2) + "\n")
 
     def load_adapter(self, folder: Path) -> None:
@@ -269,6 +299,7 @@ class LatentModel:
             raise FileNotFoundError(f"no trained weights in {folder}: expected trained.json and trained.safetensors")
         about = json.loads(path.read_text())
         model, fingerprint = about.pop("model"), about.pop("fingerprint")
+        sampling = about.pop("sampling", None)
         dtype = getattr(torch, about.pop("dtype", "float32"))  # rounded weights have another fingerprint
         if dtype != self.dtype:
             raise ValueError(
@@ -286,22 +317,41 @@ class LatentModel:
             raise ValueError(
                 f"checkpoint {folder} holds {about} and this model trains {self.training}: make them agree"
             )
-        tensors = load_file(Path(folder) / "trained.safetensors")
-        parameters = self.trained_parameters()
+        self.set_trained(Path(folder) / "trained.safetensors")
+        if sampling is not None:
+            self.kernel, self.guidance_scale = sampling["kernel"], sampling["guidance"]
+            self.timesteps = tuple(sampling["timesteps"])
+
+    def set_trained(self, path: Path) -> None:
+        """Take the trained weights of a file that holds what `trained_tensors` gave.
+
+        Raises:
+            ValueError: it holds others.
+        """
+        tensors, parameters = load_file(path), self.trained_parameters()
         if tensors.keys() != parameters.keys():
-            raise ValueError(f"checkpoint {folder} holds other layers than {self.name!r} trains: it is damaged")
+            raise ValueError(f"checkpoint {path.parent} holds other layers than {self.name!r} trains: it is damaged")
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(tensors[name])
 
+    def sampling(self) -> dict[str, Any]:
+        """How a model that knows only certain times is sampled: `presets.Preset`'s fields of the same names."""
+        return {"kernel": self.kernel, "timesteps": self.timesteps, "guidance": self.guidance_scale}
+
     def save_pretrained(self, folder: Path) -> None:
-        """Write a diffusers pipeline folder with the trained weights merged in; `load` reads it."""
+        """Write a diffusers pipeline folder with the trained weights merged in; `load` reads it.
+
+        Where the model knows only certain times, presets.SAMPLING stands beside the parts and says so to `load`.
+        """
         unet = copy.deepcopy(self.unet)
-        if self.training is not None and self.training["training"] == "lora":
-            unet.fuse_lora()
+        if self.adapter is not None:
+            unet.fuse_lora(adapter_names=[self.adapter])
             unet.unload_lora()
         parts = {self.text.network: unet, "vae": self.vae, "scheduler": self.scheduler, **self.text.components()}
         getattr(diffusers, self.text.pipeline)(**parts).save_pretrained(folder, safe_serialization=True)
+        if self.timesteps is not None:
+            (Path(folder) / SAMPLING).write_text(json.dumps(self.sampling(), indent=2) + "\n")
 
 
 def vae_factor(vae: nn.Module) -> int:
@@ -309,7 +359,7 @@ def vae_factor(vae: nn.Module) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _fingerprint(network: nn.Module) -> str:
+def fingerprint(network: nn.Module) -> str:
     """A hash over names, shapes and some values of the weights: tells models of the same shape apart."""
     digest = hashlib.sha256()
     for name, p in sorted(network.named_parameters()):

@@ -9,6 +9,7 @@ import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -67,7 +68,7 @@ def _find(name: str, hub: Hub) -> tuple[Preset, Path]:
             raise ValueError(
                 f"unknown model {name!r}: choose from {', '.join(presets.PRESETS)}, or name a pipeline folder"
             )
-        preset = Preset(Path(name))
+        preset = Preset(Path(name), **_sampling(Path(name) / presets.SAMPLING))
     root, needed = preset.pipeline, ["scheduler", "text_encoder", "tokenizer"]
     patterns = []
     if not isinstance(root, Path):
@@ -88,6 +89,25 @@ def _find(name: str, hub: Hub) -> tuple[Preset, Path]:
         again = f": {hub.how_to_get(preset.pipeline, patterns)}" if patterns else ""
         raise FileNotFoundError(f"model folder {str(root)!r} has no {missing[0]}/: expected {', '.join(wanted)}{again}")
     return preset, root
+
+
+def _sampling(path: Path) -> dict[str, Any]:
+    """How a folder's model is sampled, if that is written down (see `LatentModel.save_pretrained`).
+
+    Raises:
+        ValueError: it does not say what is expected.
+    """
+    if not path.exists():
+        return {}
+    try:
+        about = json.loads(path.read_text())
+        return {
+            "kernel": about["kernel"],
+            "timesteps": tuple(map(int, about["timesteps"])),
+            "guidance": float(about["guidance"]),
+        }
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is damaged: expected a kernel, its timesteps and a guidance scale") from None
 
 
 def _branch(preset: Preset, part: str) -> str:

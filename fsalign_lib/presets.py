@@ -33,6 +33,9 @@ SCHEDULERS = {
     "DPMSolverMultistepScheduler": "ddim",
 }
 
+# In a pipeline folder: the kernel, times and guidance of a model that knows only certain times, as JSON.
+SAMPLING = "sampling.json"
+
 # diffusers' LCMScheduler on DMD2's grid: with 1000 origin steps it takes every (1000 / N)-th time, 999 the first.
 DMD2_SCHEDULER = {"_class_name": "LCMScheduler", "original_inference_steps": 1000}
 LCM_SCHEDULER = {"_class_name": "LCMScheduler", "original_inference_steps": 50}

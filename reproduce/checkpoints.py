@@ -1,7 +1,8 @@
 """Checkpoints of a training run: written whole or not at all, the same files whatever number of processes wrote them.
 
-checkpoints/<step>/ holds trained.safetensors and trained.json (see `LatentModel.save_adapter`), optimizer.pt,
-state.json, and kept.safetensors, the statistics of the advantages, where the method has them. DeepSpeed keeps the
+checkpoints/<step>/ holds trained.safetensors and trained.json (see `LatentModel.save_adapter`), optimizer.pt and
+state.json. Where the method has them: kept.safetensors, the statistics of the advantages, or the weights whose average
+is in trained.safetensors; second.safetensors and second.pt, of another network that is trained. DeepSpeed keeps the
 optimizer in parts, a file a process, in deepspeed/: such a run goes on with as many processes as it had.
 """
 
@@ -9,7 +10,8 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,23 @@ from torch.utils._pytree import tree_map
 
 from common import write_json
 from fsalign_lib.latent import LatentModel
+
+SECOND = "second.safetensors"
+OPTIMIZERS = ("optimizer.pt", "second.pt")
+
+
+@dataclass
+class Weights:
+    """What is written of the networks."""
+
+    model: LatentModel
+    trained: dict[str, Tensor]  # of the model
+    second: dict[str, Tensor] | None = None  # of another network that is trained, if there is one
+
+    def write(self, folder: Path) -> None:
+        self.model.save_adapter(folder, self.trained)
+        if self.second is not None:
+            save_file(self.second, folder / SECOND)
 
 
 def last_checkpoint(out: Path) -> Path | None:
@@ -68,32 +87,34 @@ def save(
     out: Path,
     step: int,
     accelerator: Accelerator,
-    model: LatentModel,
-    optimizer: Any,
+    weights: Weights,
+    optimizers: Sequence[Any],
     state: dict[str, Any],
     kept: dict[str, Tensor],
 ) -> None:
     """Write checkpoints/<step>. Every process must call it: each may hold a part of the tensors.
 
     Args:
+        optimizers: one, and that of the second network.
         kept: what else a resumed run needs, the same on all processes.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return _save_deepspeed(out, step, accelerator, model, state, kept)
-    trained = model.trained_tensors()
+        return _save_deepspeed(out, step, accelerator, weights, state, kept)
     # In the form that a single process has, so that any number of processes can go on from it.
-    steps = tree_map(lambda v: v.full_tensor().cpu() if isinstance(v, DTensor) else v, optimizer.state_dict())
+    steps = tree_map(
+        lambda v: v.full_tensor().cpu() if isinstance(v, DTensor) else v, [o.state_dict() for o in optimizers]
+    )
     if accelerator.is_main_process:
         with new_checkpoint(out, step) as folder:
-            model.save_adapter(folder, trained)
-            torch.save(steps, folder / "optimizer.pt")
+            weights.write(folder)
+            for name, its_steps in zip(OPTIMIZERS, steps, strict=False):
+                torch.save(its_steps, folder / name)
             _write_state(folder, state, kept)
     accelerator.wait_for_everyone()
 
 
-def snapshot(out: Path, step: int, accelerator: Accelerator, model: LatentModel) -> None:
+def snapshot(out: Path, step: int, accelerator: Accelerator, model: LatentModel, trained: dict[str, Tensor]) -> None:
     """Keep the trained weights alone in snapshots/<step>. Every process must call it."""
-    trained = model.trained_tensors()
     if accelerator.is_main_process:
         with whole_folder(out, "snapshot", step) as folder:
             model.save_adapter(folder, trained)
@@ -106,31 +127,32 @@ def _write_state(folder: Path, state: dict[str, Any], kept: dict[str, Tensor]) -
 
 
 def _save_deepspeed(
-    out: Path, step: int, accelerator: Accelerator, model: LatentModel, state: dict, kept: dict[str, Tensor]
+    out: Path, step: int, accelerator: Accelerator, weights: Weights, state: dict, kept: dict[str, Tensor]
 ) -> None:
-    trained = model.trained_tensors()
     with new_checkpoint(out, step) if accelerator.is_main_process else contextlib.nullcontext() as folder:
         accelerator.wait_for_everyone()
-        model.network.save_checkpoint(out / "checkpoints" / "unfinished", "deepspeed", exclude_frozen_parameters=True)
+        engine = weights.model.network
+        engine.save_checkpoint(out / "checkpoints" / "unfinished", "deepspeed", exclude_frozen_parameters=True)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            model.save_adapter(folder, trained)
+            weights.write(folder)
             _write_state(folder, state, kept)
     accelerator.wait_for_everyone()
 
 
-def load_optimizer(folder: Path, accelerator: Accelerator, model: LatentModel, optimizer: Any) -> None:
-    """Set a prepared optimizer to what `save` wrote: each process takes its part of the tensors."""
+def load_optimizers(folder: Path, accelerator: Accelerator, model: LatentModel, optimizers: Sequence[Any]) -> None:
+    """Set prepared optimizers to what `save` wrote: each process takes its part of the tensors."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         model.network.load_checkpoint(folder, "deepspeed", load_module_strict=False)
         return
-    steps = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for place, kept in steps["state"].items():
-        p = parameters[place]
-        if isinstance(p, DTensor):
-            steps["state"][place] = {name: _part(value, p) for name, value in kept.items()}
-    optimizer.load_state_dict(steps)
+    for name, optimizer in zip(OPTIMIZERS, optimizers, strict=False):
+        steps = torch.load(folder / name, map_location="cpu", weights_only=True)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for place, kept in steps["state"].items():
+            p = parameters[place]
+            if isinstance(p, DTensor):
+                steps["state"][place] = {key: _part(value, p) for key, value in kept.items()}
+        optimizer.load_state_dict(steps)
 
 
 def _part(value: Tensor, p: DTensor) -> Tensor:

@@ -160,8 +160,6 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
     if c.threads:
         torch.set_num_threads(c.threads)
     model = model or load(c.model, getattr(torch, c.dtype))
-    for steps in c.steps:
-        model.sampler(steps, c.kernel)
     state = processes()
     model.to(state.device)
     metrics = metrics or load_metrics(c.metrics, model.device, c.scale, _unread if c.reference else None)
@@ -171,6 +169,8 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
         fid.reference = lambda prompts: there
     if c.checkpoint is not None:
         model.load_adapter(last_checkpoint(c.checkpoint) or c.checkpoint)
+    for steps in c.steps:
+        model.sampler(steps, c.kernel)
     writable_folder(c.out.parent)
     if c.out.suffix != ".json":
         raise ValueError(f"--out {c.out}: expected a file that ends in .json")

@@ -157,6 +157,15 @@ def metrics_table(evaluation: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def against_what(training: dict) -> str:
+    """What the run's loss held the model to."""
+    if "pairs" in training and "reward" not in training:
+        return f"the pairs in `{training['pairs']}`"
+    told = f"the reward `{training['reward']}`" if training["reward"] else ""
+    teacher = f"the teacher `{training['teacher']}`" if "teacher" in training else ""
+    return " and ".join(part for part in (teacher, told) if part)
+
+
 def card(setup: Setup) -> str:
     """The model card."""
     training = setup.training
@@ -166,7 +175,7 @@ def card(setup: Setup) -> str:
     hosted = preset is not None and not isinstance(preset.pipeline, Path)
     head = ["---", "library_name: diffusers", *([f"base_model: {preset.pipeline}"] if hosted else [])]
     head += ["tags:", "- text-to-image", *(["- lora"] if lora else []), f"- {training['method']}", "---"]
-    against = f"the reward `{training['reward']}`" if "reward" in training else f"the pairs in `{training['pairs']}`"
+    against = against_what(training)
     what = f"A LoRA of rank {training['rank']} for" if lora else "All weights of"
     measured = (
         metrics_table(setup.evaluation)

@@ -1,6 +1,7 @@
 """The registry: a method's name -> its loss, and its settings at each scale with their source.
 
-Adding a method is adding a loss here and a recipe for each scale; the loops do not change.
+Adding a method is adding a loss here and a recipe for each scale; the loops do not change. Those of distribution
+matching stand in distillation.py.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillation import DISTILL_RECIPES
 from fsalign_lib.losses.policy_gradient import ddpo_clipped
 from fsalign_lib.losses.preference import d3po, diffusion_dpo, pso_offline, pso_online
 from fsalign_lib.losses.reward_difference import rebel, sdpo
@@ -257,7 +259,7 @@ RECIPES: dict[tuple[str, str], dict[str, tuple[Any, str]]] = {
     ("diffusion-dpo", "full"): OFFLINE_FULL | DPO,
     ("sft", "pocket"): OFFLINE_POCKET | NOISE,
     ("sft", "full"): OFFLINE_FULL | NOISE,
-}
+} | DISTILL_RECIPES
 
 
 def recipe(method: str, scale: str, methods: dict[str, Loss]) -> dict[str, tuple[Any, str]]:

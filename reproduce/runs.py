@@ -1,4 +1,4 @@
-"""A training run: settings from the registry, one optimizer, checkpoints that resume to the bit, a tracker."""
+"""A training run: settings from the registry, optimizers, checkpoints that resume to the bit, a tracker."""
 
 import argparse
 import contextlib
@@ -6,10 +6,10 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import tyro
@@ -22,13 +22,26 @@ import checkpoints
 import recipes
 from checkpoints import last_checkpoint
 from common import plain, positive, provenance, writable_folder, write_json
-from fsalign_lib.advantages import Advantages
 from fsalign_lib.kernels import Kernel, Reduction, require_stochastic
 from fsalign_lib.latent import LatentModel, Training
 from fsalign_lib.losses.preference import Steps
 from fsalign_lib.models import load
 
 Losses = tuple[Tensor, dict[str, Tensor]]  # a loss, and diagnostics to record
+
+
+class Kept(Protocol):
+    """Tensors that a run needs to go on, beside its weights and optimizers; the same on all processes."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Trained(Protocol):
+    """The model that learns, or an average over its updates."""
+
+    def trained_tensors(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(kw_only=True)
@@ -52,6 +65,8 @@ class TrainConfig:
     """LoRA scale is alpha / rank; None: alpha = rank."""
     lr: float
     weight_decay: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's moments."""
     grad_clip: float
     """Largest gradient norm."""
     beta: float = 1.0
@@ -91,8 +106,7 @@ class TrainConfig:
 
 def make_config(config_type: type, method: str, scale: str = "pocket", **overrides: Any):
     """A configuration with the recipe's values, except those given."""
-    methods = recipes.ONLINE if "reward" in config_type.__dataclass_fields__ else recipes.OFFLINE
-    values = {name: value for name, (value, _) in recipes.recipe(method, scale, methods).items()}
+    values = {name: value for name, (value, _) in recipes.recipe(method, scale, config_type.METHODS).items()}
     values = {"method": method, "scale": scale, "out": Path("reproduce/runs") / f"{method}-{scale}"} | values
     return config_type(**(values | overrides))
 
@@ -141,6 +155,8 @@ def check(config: TrainConfig) -> None:
         ValueError: a number that must be positive, precisions that do not train, an optimizer that cannot be had.
     """
     positive(config, "lr", "beta", "grad_clip", "save_every", "rank")
+    if not all(0 <= decay < 1 for decay in config.betas):
+        raise ValueError(f"betas = {config.betas}: expected two numbers from 0 to less than 1")
     if config.micro_batch is not None:
         positive(config, "micro_batch")
     if config.training == "full" and config.dtype != "float32":
@@ -162,12 +178,14 @@ def check(config: TrainConfig) -> None:
             )
 
 
-def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: TrainConfig, parameters: list[nn.Parameter], lr: float | None = None
+) -> torch.optim.Optimizer:
+    """AdamW as the settings have it, or at another learning rate."""
+    kind = torch.optim.AdamW
     if config.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        from bitsandbytes.optim import AdamW8bit as kind
+    return kind(parameters, lr=lr or config.lr, weight_decay=config.weight_decay, betas=tuple(config.betas))
 
 
 def load_model(config: TrainConfig) -> LatentModel:
@@ -181,10 +199,23 @@ def defaults(config_type: type) -> dict[str, Any]:
     return json.loads(json.dumps(known, default=str))
 
 
+@dataclass
+class Learner:
+    """A network that a run trains."""
+
+    model: LatentModel
+    network: nn.Module  # as the launcher wants it
+    optimizer: Any
+    parameters: list[nn.Parameter]
+
+
 class Run:
     """A training run on disk: the optimizer and its updates, checkpoints to the bit, the tracker, the result.
 
     Attributes: start, the first step to do; history, one record for each step done.
+
+    Args:
+        second: another model that is trained, in turn with the first, and saved beside it; second_lr is its own.
     """
 
     # A longer run may go on from a shorter one, on any number of threads and however its memory is spared.
@@ -193,11 +224,18 @@ class Run:
         *("micro_batch", "gradient_checkpointing", "vae_slicing", "rollout_batch", "snapshot_every"),
     )
 
-    def __init__(self, config: TrainConfig, model: LatentModel):
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: LatentModel,
+        second: LatentModel | None = None,
+        second_lr: float | None = None,
+    ):
         self.config, self.model, self.started = config, model, time.time()
         self.start, self.history, self.before = 0, [], 0.0
         checkpoint = self.checkpoint = last_checkpoint(config.out)
-        self.kept: Advantages | None = None
+        self.kept: Kept | None = None
+        self.trained: Trained = model  # whose weights checkpoints hold as the trained ones
         if checkpoint is not None and not config.resume:
             raise ValueError(f"{config.out} holds a run already: pass --resume to go on, or choose another --out")
         state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else None
@@ -207,14 +245,23 @@ class Run:
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=config.out
         )
-        self._set_up(model)
+        for each in (model, second) if second else (model,):
+            self._set_up(each)
         if checkpoint:
             model.load_adapter(checkpoint)
-        optimizer = make_optimizer(config, list(model.trained_parameters().values()))
-        model.network, self.optimizer = self._prepare(model, optimizer)
-        self.parameters = list(model.trained_parameters().values())  # under FSDP they are others than before
+            if second:
+                second.set_trained(checkpoint / checkpoints.SECOND)
+        self.learners = [self._learner(model, config.lr)] + ([self._learner(second, second_lr)] if second else [])
+        for learner in self.learners:
+            with self.alone(learner):
+                learner.network, learner.optimizer = self._prepare(learner.model, learner.optimizer)
+                # Under FSDP they are others than before.
+                learner.parameters = list(learner.model.trained_parameters().values())
+            learner.model.network = learner.network
+        self.optimizer, self.parameters = self.learners[0].optimizer, self.learners[0].parameters
         if state:
-            checkpoints.load_optimizer(checkpoint, self.accelerator, model, self.optimizer)
+            optimizers = [learner.optimizer for learner in self.learners]
+            checkpoints.load_optimizers(checkpoint, self.accelerator, model, optimizers)
             self.start, self.history, self.before = state["step"], state["history"], state["wall_seconds"]
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -231,24 +278,45 @@ class Run:
             told = ", ".join(f"{k} = {before.get(k)!r} (now {now[k]!r})" for k in other)
             raise ValueError(f"{self.config.out} was run with {told}: use the same settings, or another --out")
 
-    def keep(self, kept: Advantages) -> None:
+    def keep(self, kept: Kept) -> None:
         """Save it with each checkpoint; a run that goes on gets its state back now."""
         self.kept = kept
         if self.checkpoint is not None:
             kept.load_state_dict(load_file(self.checkpoint / "kept.safetensors"))
 
     def _set_up(self, model: LatentModel) -> None:
-        """Make the model trainable, on the device."""
+        """Make the model trainable, unless it is, on the device."""
         config = self.config
         model.to(self.accelerator.device)
-        if config.training == "lora":
+        if model.training is None and config.training == "lora":
             model.add_lora(config.rank, config.alpha, seed=config.seed)
-        else:
+        elif model.training is None:
             model.train_all_weights()
         if config.gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
+            model.checkpoint_gradients()
         if config.vae_slicing:
             model.vae.enable_slicing()
+
+    def _learner(self, model: LatentModel, lr: float | None) -> Learner:
+        parameters = list(model.trained_parameters().values())
+        return Learner(model, model.unet, make_optimizer(self.config, parameters, lr), parameters)
+
+    @contextlib.contextmanager
+    def alone(self, learner: Learner) -> Iterator[None]:
+        """While one network learns the other is frozen, through the backward, and called bare: its wrapper for several
+        processes would wait for its gradients."""
+        others = [other for other in self.learners if other is not learner]
+        for other in others:
+            other.model.network = other.model.unet
+            for p in other.parameters:
+                p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for other in others:
+                other.model.network = other.network
+                for p in other.parameters:
+                    p.requires_grad_(True)
 
     def _prepare(self, model: LatentModel, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The network and the optimizer as the launcher wants them: one process, DDP, FSDP 2 or DeepSpeed."""
@@ -276,7 +344,7 @@ class Run:
         return self.accelerator.gather(values).unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
 
     def update(
-        self, rows: Tensor, loss: Callable[[Tensor], Losses], prompts: Sequence[str], step: int
+        self, rows: Tensor, loss: Callable[[Tensor], Losses], prompts: Sequence[str], step: int, which: int = 0
     ) -> dict[str, Tensor]:
         """One optimizer step on a minibatch, forward and backward in micro-batches of `config.micro_batch` rows.
 
@@ -285,6 +353,7 @@ class Run:
             loss: rows -> (loss, diagnostics), both means over the rows. It is called once a micro-batch; the means are
                 weighted by the micro-batch's size, so loss and gradient are the whole minibatch's.
             prompts: of all rows that there are, to name the minibatch in an error.
+            which: of two models that are trained, the first (0) or the second (1) learns.
 
         Returns:
             {"loss", "gradient": the gradient's norm before clipping, **diagnostics}, detached.
@@ -294,12 +363,28 @@ class Run:
         """
         named = ", ".join(repr(prompts[row]) for row in rows[:3].tolist())
         where = f"(seed {self.config.seed}, step {step}, prompts {named}, ...): lower lr"
+        learner = self.learners[which]
+        with self.alone(learner):
+            record = self._backward(learner, rows, loss, where)
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(learner.parameters, self.config.grad_clip))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        scaler = self.accelerator.scaler  # of fp16: it leaves out steps of too large a scale, and lowers that
+        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
+            raise FloatingPointError(f"the gradient's norm is {norm.item()} {where}")
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
+        return record | {"gradient": norm.detach()}
+
+    def _backward(
+        self, learner: Learner, rows: Tensor, loss: Callable[[Tensor], Losses], where: str
+    ) -> dict[str, Tensor]:
+        """The gradient of a minibatch, added up over its micro-batches; returns the means of loss and diagnostics."""
         mine, record = self.share(rows), {}
         parts = mine.split(self.config.micro_batch or len(mine))
         for part in parts:
             last = part is parts[-1]
             self.accelerator.sync_gradients = last
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model.network):
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(learner.network):
                 value, diagnostics = loss(part)
                 if not torch.isfinite(value):
                     raise FloatingPointError(f"the loss is {value.item()} {where}")
@@ -307,14 +392,7 @@ class Run:
                 self.accelerator.backward(value * weight)
             for name, mean in ({"loss": value.detach(), "gradient": 0.0} | diagnostics).items():
                 record[name] = record.get(name, 0) + weight * mean
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        scaler = self.accelerator.scaler  # of fp16: it leaves out steps of too large a scale, and lowers that
-        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
-            raise FloatingPointError(f"the gradient's norm is {norm.item()} {where}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return record | {"gradient": norm.detach()}
+        return record
 
     def record(self, step: int, total: int, values: dict[str, Tensor]) -> dict[str, float]:
         """Log the step's means over processes, and save when it is time."""
@@ -326,7 +404,9 @@ class Run:
         if (step + 1) % self.config.save_every == 0 or step + 1 == total:
             self.save(step + 1)
         if self.config.snapshot_every and (step + 1) % self.config.snapshot_every == 0:
-            checkpoints.snapshot(self.config.out, step + 1, self.accelerator, self.model)
+            checkpoints.snapshot(
+                self.config.out, step + 1, self.accelerator, self.model, self.trained.trained_tensors()
+            )
         return row
 
     def save(self, step: int) -> None:
@@ -335,7 +415,10 @@ class Run:
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         kept = self.kept.state_dict() if self.kept is not None else {}
-        checkpoints.save(self.config.out, step, self.accelerator, self.model, self.optimizer, state, kept)
+        second = self.learners[1].model.trained_tensors() if len(self.learners) > 1 else None
+        optimizers = [learner.optimizer for learner in self.learners]
+        weights = checkpoints.Weights(self.model, self.trained.trained_tensors(), second)
+        checkpoints.save(self.config.out, step, self.accelerator, weights, optimizers, state, kept)
 
     def finish(self) -> None:
         if self.accelerator.is_main_process:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ Reward = Callable[[Tensor, Sequence[str]], Tensor]  # pictures (B, 3, H, W) in [
 @dataclass(kw_only=True)
 class OnlineConfig(TrainConfig):
     """Align a few-step model with a reward, on samples of its own."""
+
+    METHODS: ClassVar = recipes.ONLINE
 
     reward: str
     """What scores the pictures (see fsalign_lib.rewards)."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ KEPT_PROMPTS = 8192  # their conditions are kept: 2.6 GB for SDXL in half precis
 @dataclass(kw_only=True)
 class OfflineConfig(TrainConfig):
     """Fine-tune a few-step model on pairs of pictures, a preferred and another."""
+
+    METHODS: ClassVar = recipes.OFFLINE
 
     pairs: Path
     """Folder with pairs.jsonl (see reproduce/pairs.py)."""

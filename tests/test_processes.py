@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import pairs as pair_files
 import runs
 import tiny
+import train_distill
 import train_offline
 import train_online
 from checkpoints import last_checkpoint
@@ -52,7 +53,17 @@ def commands(world, out):
     offline = [*shared, "--pairs", world / "pairs", "--batch", 4, "--updates", 5, "--out", out / "offline"]
     at = online.index("--out") + 1
     sdpo = [*online[:at], out / "sdpo", *online[at + 1 :], "--method", "sdpo", "--steps", 4, "--min-count", 2]
-    return [[str(part) for part in argv] for argv in (online, sdpo, offline)]
+    distill = [*shared, "--method", "distar", "--teacher", world / "model", "--prompts", world / "prompts.txt"]
+    distill += ["--batch", 4, "--updates", 5, "--start", None, "--time", 399, "--assistant-lr", "1e-5", "--warmup", 2]
+    distill += ["--assistant-updates", 1, "--reward", None, "--reward-scale", 0, "--micro-batch", 1, "--ema", 0.5]
+    copies, adapters = [
+        [*distill, "--out", out / f"distill-{training}", "--training", training, "--rank", 2]
+        for training in ("full", "lora")
+    ]
+    return [[str(part) for part in argv] for argv in (online, sdpo, copies, adapters, offline)]
+
+
+KINDS = ["online", "sdpo", "distill-full", "distill-lora", "offline"]
 
 
 def two_processes(script, *argv):
@@ -77,8 +88,11 @@ def two_processes(script, *argv):
 
 # The end of a run ends the process group, so the first ones are not run to their end.
 BOTH = """
-import json, sys, runs, train_online, train_offline
-*online, offline = json.loads(sys.argv[1])
+import json, sys, runs, train_distill, train_online, train_offline
+*online, copies, adapters, offline = json.loads(sys.argv[1])
+for argv in (copies, adapters):
+    config = runs.parse_training(train_distill.DistillConfig, "distar", None)(argv)
+    list(train_distill.train(train_distill.prepare(config)))
 for argv in online:
     config = runs.parse_training(train_online.OnlineConfig, "pso-online", None)(argv)
     list(train_online.train(train_online.prepare(config)))
@@ -93,18 +107,22 @@ def by_two(world, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("kind", ["online", "sdpo", "offline"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(world, by_two, tmp_path, kind):
-    main = train_offline.main if kind == "offline" else train_online.main
-    main(commands(world, tmp_path)[["online", "sdpo", "offline"].index(kind)])
+    loops = {"offline": train_offline, "distill": train_distill}
+    loops.get(kind.split("-")[0], train_online).main(commands(world, tmp_path)[KINDS.index(kind)])
     one, two = (last_checkpoint(out / kind) for out in (tmp_path, by_two))
     assert one.name == two.name
     start = runs.load(world / "model")
-    expected, found = (load_file(folder / "trained.safetensors") for folder in (one, two))
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0)
-    moved = start.unet.state_dict() if kind == "offline" else {n: 0 for n in expected if "lora_B" in n}
-    assert max((expected[n] - w).abs().max() for n, w in moved.items() if n in expected) > 2e-5, "it did train"
+    for path in sorted(one.glob("*.safetensors")):
+        if kind == "sdpo" and path.name == "kept.safetensors":
+            continue  # rewards
+        expected, found = (load_file(folder / path.name) for folder in (one, two))
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0)
+        lora = [n for n in expected if "lora_B" in n]
+        moved = {n: 0 for n in lora} if lora else start.unet.state_dict()
+        assert max((expected[n] - w).abs().max() for n, w in moved.items() if n in expected) > 2e-5, "it did train"
     histories = [json.loads((folder / "state.json").read_text())["history"] for folder in (one, two)]
     for a, b in zip(*histories, strict=True):
         for record in (a, b):
@@ -129,11 +147,12 @@ def test_sharded_tensors_train_are_saved_whole_and_resumed(world, tmp_path):
 
 def test_a_batch_must_divide_among_the_processes(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    online, _, offline = commands(world, tmp_path)
+    online, *_, distill, offline = commands(world, tmp_path)
     for main, argv, told in (
         (train_online.main, online, "pairs = 6 does not divide among 4 processes: choose a multiple of 4"),
         (train_online.main, [*online, "--pairs", "4"], "minibatch = 2 does not divide among 4 processes"),
         (train_offline.main, [*offline, "--batch", "3"], "batch = 3 does not divide among 4 processes"),
+        (train_distill.main, [*distill, "--batch", "3"], "batch = 3 does not divide among 4 processes"),
     ):
         with pytest.raises(SystemExit):
             main(argv)

@@ -14,10 +14,11 @@ P = 3
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     folder = tiny.build(tmp_path_factory.mktemp("tiny"))
-    return step_cost.prepare(step_cost.CostConfig(model=str(folder), pairs=P, steps=4, repetitions=2))
+    given = {"model": str(folder), "teacher": str(folder)}
+    return step_cost.prepare(step_cost.CostConfig(**given, pairs=P, steps=4, repetitions=2))
 
 
-@pytest.fixture(params=step_cost.METHODS)
+@pytest.fixture(params=step_cost.ONLINE)
 def setup(bench, request):
     return bench.setups[request.param]
 
@@ -82,10 +83,46 @@ def test_the_inputs_of_both_sides_agree(setup, monkeypatch):
         assert torch.equal(loop[1], bare[1]) and torch.equal(loop[2], bare[2])
 
 
+@pytest.mark.parametrize("method", step_cost.DISTILL)
+def test_both_sides_of_a_distillation_make_the_same_calls(bench, method):
+    """(which, rows, weights that learn, whether the output has a graph) of each call, in their order."""
+    setup, made = bench.setups[method], []
+    trio = setup.trio
+    networks = {"student": trio.student.unet, "assistant": trio.assistant.unet, "teacher": trio.teacher.unet}
+    networks["decode"] = setup.model.vae.decoder
+
+    def count(which):
+        def hook(module, args, kwargs, out):
+            learns = any(p.requires_grad for p in module.parameters()) and torch.is_grad_enabled()
+            out = out[0] if isinstance(out, tuple) else out
+            made.append((which, len(args[0] if args else kwargs["sample"]), learns, out.requires_grad))
+
+        return hook
+
+    hooks = [net.register_forward_hook(count(name), with_kwargs=True) for name, net in networks.items()]
+    before = [next(net.parameters()).detach().clone() for net in networks.values()]
+    step_cost.bare_distill_update(setup)
+    after = [next(net.parameters()) for net in networks.values()]
+    assert all(map(torch.equal, before, after)), "the bare calls learn nothing"
+    bare = list(made)
+    made.clear()
+    step_cost.distill_update(setup)
+    for hook in hooks:
+        hook.remove()
+    graph = method == "distar"
+    follow = [("student", P, False, False), ("assistant", P, True, True)]
+    match = [("student", P, True, True), ("assistant", P, False, graph), ("teacher", 2 * P, False, graph)]
+    expected = follow * setup.config.assistant_updates + match + [("decode", P, False, True)]
+    assert made == bare == expected
+    assert not torch.equal(before[0], next(trio.student.unet.parameters())), "AdamW's step is part of the update"
+
+
 def test_it_prints_all_ratios_with_their_spread(tmp_path, capsys):
     folder = tiny.build(tmp_path / "tiny")
-    step_cost.main(["--model", str(folder), "--pairs", "2", "--repetitions", "2", "--steps", "3"])
+    given = ["--model", str(folder), "--teacher", str(folder)]
+    step_cost.main([*given, "--pairs", "2", "--repetitions", "2", "--steps", "3"])
     title, *lines = capsys.readouterr().out.splitlines()
-    assert "2 pairs, 2 repetitions" in title and len(lines) == 4
-    for line, method, part in zip(lines, ("pso-online",) * 2 + ("sdpo",) * 2, ("update", "rollout") * 2, strict=True):
+    assert "2 pairs, 2 repetitions" in title and len(lines) == 6
+    parts = [(method, part) for method in step_cost.ONLINE for part in ("update", "rollout")]
+    for line, (method, part) in zip(lines, parts + [(m, "update") for m in step_cost.DISTILL], strict=True):
         assert line.startswith(method) and part in line and f"target {step_cost.TARGETS[part]:.2f}" in line

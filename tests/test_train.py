@@ -1,4 +1,4 @@
-"""The two training loops on a tiny random model: what a round holds, what an update costs, resuming to the bit."""
+"""Two training loops on a tiny random model: what a round holds, what an update costs, resuming to the bit."""
 
 import itertools
 import json
@@ -13,6 +13,7 @@ import recipes
 import runs
 import sampling
 import tiny
+import train_distill
 import train_offline
 import train_online
 from fsalign_lib import models
@@ -231,7 +232,8 @@ def test_ties_are_dropped_when_pairs_are_built(folder, prompts_file, tmp_path):
 
 @pytest.mark.parametrize("method,scale", recipes.RECIPES)
 def test_every_recipe_is_complete_and_has_sources(method, scale):
-    config_type = train_online.OnlineConfig if method in recipes.ONLINE else train_offline.OfflineConfig
+    config_types = (train_online.OnlineConfig, train_offline.OfflineConfig, train_distill.DistillConfig)
+    (config_type,) = [kind for kind in config_types if method in kind.METHODS]
     config = runs.make_config(config_type, method, scale)
     for name, (value, source) in recipes.RECIPES[method, scale].items():
         assert getattr(config, name) == value and source
