@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import train_offline
 import train_online
 from chunks import processes
 from claims import read_claims, status
-from common import plain, provenance, writable_folder, write_json
+from common import Clock, plain, provenance, writable_folder, write_json
 from data import read_prompts
 from evaluate import compare, evaluate
 from fsalign_lib.latent import LatentModel
@@ -232,14 +231,14 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         return
     parts = work.folder / f"{path.stem}.parts"
     if work.table.rows[row].method is None:
-        model, started = work.model.to(processes().device) if work.world.scale == "full" else work.model, time.time()
+        model, clock = work.model.to(processes().device) if work.world.scale == "full" else work.model, Clock()
         with model.reference():  # it may hold the weights of a row that was evaluated before
             cells = evaluate_cells(work, model, path.stem, parts)
     else:
         config, model = train(work, row, seed)
-        training, started = json.loads((config.out / "result.json").read_text()), time.time()
+        training, clock = json.loads((config.out / "result.json").read_text()), Clock()
         cells = evaluate_cells(work, model, path.stem, parts)
-    finish(work, row, seed, started, training, cells)
+    finish(work, row, seed, clock, training, cells)
     if processes().is_main_process:
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -272,11 +271,11 @@ def evaluate_cells(work: Work, model: LatentModel, title: str, parts: Path) -> d
     return cells
 
 
-def finish(work: Work, row: str, seed: int | None, started: float, training: dict | None, cells: dict, **more) -> None:
+def finish(work: Work, row: str, seed: int | None, clock: Clock, training: dict | None, cells: dict, **more) -> None:
     """Write what was found of a run, with which it is done."""
     if processes().is_main_process:
         about = {"row": row, "seed": seed, "settings": settings(work, row, seed), "training": training}
-        found = {"evaluation": provenance(started), "cells": cells, **more}
+        found = {"evaluation": provenance(clock), "cells": cells, **more}
         write_json(run_path(work.folder, row, seed), about | found)
     processes().wait_for_everyone()
 
@@ -296,7 +295,7 @@ def build_pairs(work: Work) -> None:
         raise ValueError(f"{config.out} was built with other settings or weights: remove it, or choose another --work")
 
 
-def gather(table: Table, folder: Path, started: float, scale: str = "pocket", smoke: bool = False) -> dict:
+def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smoke: bool = False) -> dict:
     """The result of the table: what was run, and the status of each claim."""
     runs = []
     for row in table.rows:
@@ -304,7 +303,7 @@ def gather(table: Table, folder: Path, started: float, scale: str = "pocket", sm
             path = run_path(folder, row, seed)
             if path.exists():
                 runs.append(json.loads(path.read_text()))
-    result = {"table": table.name, "scale": scale, "smoke": smoke, **provenance(started)}
+    result = {"table": table.name, "scale": scale, "smoke": smoke, **provenance(clock)}
     pairs = folder / "pairs" / "about.json"
     result["pairs"] = json.loads(pairs.read_text()) if pairs.exists() else None
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
