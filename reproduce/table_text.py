@@ -13,7 +13,7 @@ from tables import Row, Table
 PAPERS = Path(__file__).parent / "papers"
 NOT_RUN = "not run"
 ONE_SEED = (
-    "**One training seed was run.** The intervals are over prompts and pictures alone: they say how sure a difference "
+    "**One training seed a row.** The intervals are over prompts and pictures alone: they say how sure a difference "
     "of these runs is, not whether another seed would show it."
 )
 
@@ -223,7 +223,8 @@ def about(result: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     table = lines(["run", "training, min", "evaluation, min", "memory of the process", "device", "commit"], body)
     beside = (
-        "Minutes are CPU time on a CPU. Settings, commands and every picture's scores are in the JSON beside this page."
+        "Minutes are CPU time, on a GPU or where none was recorded wall time. Settings, commands and every picture's "
+        "scores are in the JSON beside this page."
     )
     return f"## Runs\n\n{table}\n\n{versions}. {beside}"
 

@@ -418,7 +418,9 @@ def test_a_page_says_what_its_intervals_are_over():
         seeds: table_text.page(replace(sdpo_instability.TABLE, seeds=tuple(range(seeds))), None) for seeds in (1, 3)
     }
     for seeds, page in pages.items():
-        assert ("over prompts and pictures, lies above 0" in page) == ("One training seed" in page) == (seeds == 1)
+        assert (
+            ("over prompts and pictures, lies above 0" in page) == ("One training seed a row" in page) == (seeds == 1)
+        )
         assert ("over training seeds, prompts and pictures" in page) == ("± standard deviation" in page) == (seeds > 1)
     assert sdpo_ablations.TABLE.seeds == sdpo_instability.TABLE.seeds == (0,) and sdpo_table1.TABLE.seeds == (0, 1, 2)
     untrained = table_text.page(sdpo_table3.TABLE, None)
