@@ -5,6 +5,7 @@ import json
 import pytest
 
 import pso_table2
+import sdpo_lcm
 import sdpo_table1
 import sdpo_table3
 
@@ -15,15 +16,17 @@ import sdpo_table3
         (pso_table2, []),
         (sdpo_table1, ["--only", "base", "sdpo-hps", "rebel-imagereward", "--seeds", "0"]),
         (sdpo_table3, []),
+        (sdpo_lcm, ["--only", "base", "rebel", "sdpo", "--seeds", "0"]),
     ],
-    ids=["pso_table2", "sdpo_table1", "sdpo_table3"],
+    ids=["pso_table2", "sdpo_table1", "sdpo_table3", "sdpo_lcm"],
 )
 def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch):
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
     done = {path.stem for path in (tmp_path / "runs").glob("*.json")}
     if some:
-        assert done == {"base", "sdpo-hps-0", "rebel-imagereward-0"}
+        rows, seed = some[1:-2], some[-1]
+        assert done == {rows[0], *(f"{row}-{seed}" for row in rows[1:])}
         return
     result = json.loads((tmp_path / f"{script.TABLE.name}-full.json").read_text())
     assert result["scale"] == "full" and result["smoke"] and len(result["runs"]) == len(done)
