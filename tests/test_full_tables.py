@@ -16,7 +16,7 @@ import sdpo_table3
         (pso_table2, []),
         (sdpo_table1, ["--only", "base", "sdpo-hps", "rebel-imagereward", "--seeds", "0"]),
         (sdpo_table3, []),
-        (sdpo_lcm, ["--only", "base", "rebel", "sdpo", "--seeds", "0"]),
+        (sdpo_lcm, ["--only", "base", "sdpo", "--seeds", "0"]),
     ],
     ids=["pso_table2", "sdpo_table1", "sdpo_table3", "sdpo_lcm"],
 )
