@@ -18,9 +18,10 @@ class Row:
     full: dict = field(default_factory=dict)  # likewise, at full scale only
     metrics: tuple[str, ...] | None = None  # of the table, those that this row is compared in; None: all
     group: str | None = None  # rows that are compared with each other alone; None: with those of all groups
+    pocket: dict = field(default_factory=dict)  # settings at pocket scale only
 
     def own(self, scale: str) -> dict:
-        return self.settings | (self.full if scale == "full" else {})
+        return self.settings | (self.full if scale == "full" else self.pocket)
 
 
 @dataclass(frozen=True)
