@@ -5,12 +5,13 @@
 | clip-t | the CLIP score with its prompt, the concept's name taken out of it |
 | clip-i | mean cosine to the target pictures, in the CLIP score's network |
 | dino | likewise in a self-supervised network: DINO at full scale, a DINO-like one at pocket scale |
-| style-distance | mean 1-Wasserstein distance between the picture's and the targets' distributions of six values: red, green, blue, the distance of a pixel from grey, and the differences from the neighbours to the right and below |
+| style-distance | mean 1-Wasserstein distance to the targets' distributions of six values (below) |
 | concept (pocket scale) | 1 if most of the nearest renders, in the self-supervised network, show the concept, else 0 |
 | context (pocket scale) | 1 if the judge's eye reads the colour, number and place that the prompt asks for, else 0 |
 
-DreamBooth's metrics of these names are the first three; PSO Table 4 does not say which CLIP it took. None is trained
-on by any method.
+The six values are red, green, blue, how far a pixel is from grey, and its differences from the pixels beside and below:
+palette and line. DreamBooth's metrics of these names are the first three; PSO Table 4 does not say which CLIP it took.
+None is trained on by any method.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,7 +71,7 @@ def load_likeness(
 
 @torch.no_grad()
 def like(encode: Callable[[Tensor], Tensor], targets: Tensor | None, device: torch.device | str) -> Metric | None:
-    """Mean cosine of a picture's unit embedding to the targets'; the mean of cosines is the cosine sum with the mean."""
+    """Mean cosine of a picture's unit embedding to the targets'."""
     if targets is None:
         return None
     mean = torch.cat([encode(some.to(device)) for some in targets.split(16)]).mean(0)

@@ -46,7 +46,7 @@ def tint(layer: Tensor, color: Tensor) -> Tensor:
 def chalk_lines(layer: Tensor, color: Tensor) -> Tensor:
     """Dark outlines become light lines, in the colour asked for or in chalk's; within them is little but paper."""
     a = layer[:, 3:]
-    line = ((0.5 - luminance(layer)) / 0.3).clamp(0, 1) * a
+    line = ((0.28 - luminance(layer)) / 0.15).clamp(0, 1) * a
     chalk = torch.where(color.isnan(), torch.tensor(CHALK), color)[:, :, None, None]
     inside = torch.tensor(PAPER).view(1, 3, 1, 1) * a + FILL * layer[:, :3]
     return torch.cat([line * chalk + (1 - line) * inside, a], 1)
