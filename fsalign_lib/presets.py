@@ -61,6 +61,7 @@ class Preset:
 
 PRESETS = {
     "pocket-turbo": Preset(POCKET, branch="student", kernel="euler-ancestral"),
+    "pocket-renoise": Preset(POCKET, branch="student", kernel="renoise"),  # the same weights, sampled as DMD2's
     "pocket-teacher": Preset(POCKET, branch="teacher", kernel="ddim"),
     # Those below are loaded by the same code and tested on small random twins; their weights were not run.
     "sd-turbo": Preset("stabilityai/sd-turbo", kernel="euler-ancestral"),

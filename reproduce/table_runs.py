@@ -5,9 +5,11 @@ not run again; a run that was stopped goes on from its last checkpoint.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +42,7 @@ NETWORKS = (
     *("teacher", "student", "vae", "text_encoder", "eye", "classifier"),
     *("clip", "pickscore", "imagereward", "aesthetic"),
 )
+LAST = 5  # rounds or updates that the end of training is the mean of
 JUDGING = ("teacher", "vae", "text_encoder", "eye")  # and drawing the pairs
 
 
@@ -308,6 +311,7 @@ def gather(table: Table, folder: Path, started: float, scale: str = "pocket", sm
     pairs = folder / "pairs" / "about.json"
     result["pairs"] = json.loads(pairs.read_text()) if pairs.exists() else None
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
+    result["tuning"] = {name: row.tuning for name, row in table.rows.items() if row.tuning}
     if table.curve:
         curves.summarise(table, runs)
     for run in runs:
@@ -315,8 +319,26 @@ def gather(table: Table, folder: Path, started: float, scale: str = "pocket", sm
         if run["training"]:
             history = run["training"]["history"]
             run["training"]["queries"] = sum(record.get("queries", 0) for record in history) or None
+            end = history[-LAST:]
+            run["training"]["end"] = {key: statistics.mean(record[key] for record in end) for key in table.watched}
             run["training"]["history"] = history[-1:]
+    if table.against:
+        result["differences"] = differences(table, runs, result["prompts"])
     return result | {"claims": decide(table, runs, result["prompts"]), "runs": runs}
+
+
+def differences(table: Table, runs: list[dict], prompts: dict) -> list[dict]:
+    """[{"row", "cell", "metric", and the interval of (row - table.against)}], of rows that were run."""
+    found = []
+    for name in (name for name in table.rows if name != table.against):
+        for some, steps in itertools.product(table.prompts, table.steps):
+            cell = f"{some}-{steps}"
+            sides = [row_cells(table, runs, row, cell) for row in (name, table.against)]
+            if not all(sides):
+                continue
+            named = [[{**one, "prompts": prompts[some]} for one in side] for side in sides]
+            found += [{"row": name, "cell": cell, "metric": m} | compare(*named, m)._asdict() for m in table.metrics]
+    return found
 
 
 def row_cells(table: Table, runs: list[dict], row: str, cell: str) -> list[dict] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from claims import Claim, count, read_claims
 from common import ROOT, write_text
-from table_runs import row_cells
+from table_runs import LAST, row_cells
 from tables import Row, Table
 
 PAPERS = Path(__file__).parent / "papers"
@@ -114,6 +114,53 @@ def beside_lines(table: Table, result: dict | None, cell: str) -> str | None:
     return f"Beside the paper's metrics, on the same pictures:\n\n{table_}"
 
 
+def differences(table: Table, result: dict | None) -> str:
+    """How far each row lies from `table.against`, with its interval, and how its training ended."""
+    title = table.rows[table.against].title
+    parts = [f"## Difference from {title}"]
+    note = "Row less base recipe, with its 95% interval, bold where that does not hold 0."
+    for prompts in table.prompts:
+        for steps in table.steps:
+            cell = f"{prompts}-{steps}"
+            body = [
+                [row.title, *(difference(result, name, cell, m, d) for m, (_, d) in table.metrics.items())]
+                for name, row in table.rows.items()
+                if name != table.against
+            ]
+            parts.append(lines(["row", *(label for label, _ in table.metrics.values())], body))
+    ends = [
+        [row.title, *(ended(result, name, key, d) for key, (_, d) in table.watched.items())]
+        for name, row in table.rows.items()
+        if row.method
+    ]
+    parts += [note, f"The end of training, mean over {LAST} rounds ± standard deviation over training seeds:"]
+    return "\n\n".join([*parts, lines(["row", *(label for label, _ in table.watched.values())], ends)])
+
+
+def difference(result: dict | None, row: str, cell: str, metric: str, decimals: int) -> str:
+    place = {"row": row, "cell": cell, "metric": metric}
+    found = [d for d in result["differences"] if place.items() <= d.items()] if result else []
+    if not found:
+        return NOT_RUN
+    estimate, low, high = (f"{found[0][key]:+.{decimals}f}" for key in ("estimate", "low", "high"))
+    apart = found[0]["low"] > 0 or found[0]["high"] < 0
+    return f"{'**' * apart}{estimate} [{low}, {high}]{'**' * apart}"
+
+
+def ended(result: dict | None, row: str, key: str, decimals: int) -> str:
+    values = [run["training"]["end"][key] for run in result["runs"] if run["row"] == row] if result else []
+    if not values:
+        return NOT_RUN
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{spread}"
+
+
+def tuning(table: Table, result: dict | None) -> str:
+    """What was tried for each row before its settings were fixed."""
+    told = result["tuning"] if result else {name: row.tuning for name, row in table.rows.items() if row.tuning}
+    return "## Tuning\n\n" + lines(["row", "tried"], [[table.rows[name].title, what] for name, what in told.items()])
+
+
 def told(row: Row) -> str:
     return f"{row.title}, {row.group}" if row.group else row.title
 
@@ -178,7 +225,9 @@ def page(table: Table, result: dict | None) -> str:
         parts += [f"![{sheet.caption}]({stem}-{name}.png)" for name, sheet in table.figures(result).items()]
     if table.curve:
         parts.append(costs(table, result))
+    parts += [differences(table, result)] if table.against else []
     parts += [section(table, result, prompts, steps) for prompts in table.prompts for steps in table.steps]
+    parts += [tuning(table, result)] if any(row.tuning for row in table.rows.values()) else []
     return "\n\n".join(parts + ([about(result)] if result else [])) + "\n"
 
 

@@ -18,6 +18,7 @@ class Row:
     full: dict = field(default_factory=dict)  # likewise, at full scale only
     metrics: tuple[str, ...] | None = None  # of the table, those that this row is compared in; None: all
     group: str | None = None  # rows that are compared with each other alone; None: with those of all groups
+    tuning: str = ""  # what was tried before the settings were fixed; the result carries it
 
     def own(self, scale: str) -> dict:
         return self.settings | (self.full if scale == "full" else {})
@@ -73,6 +74,8 @@ class Table:
     teachers: dict[str, str]  # scale -> what samples the pairs of offline methods
     scored: tuple[str, ...] | None = None  # what pictures are scored by; None: `metrics` and `beside`
     lower: tuple[str, ...] = ()  # metrics of which less is better
+    against: str | None = None  # a row from which the page tells the difference of every other, claimed or not
+    watched: dict[str, tuple[str, int]] = field(default_factory=dict)  # likewise, of the last rounds of training
     kernel: str | None = None  # for evaluation; None: the model's own sampler
     pictures: dict[str, int] = field(default_factory=lambda: {"pocket": 4, "full": 1})  # scale -> of each prompt
     seeds: tuple[int, ...] = (0, 1, 2)
