@@ -30,6 +30,7 @@ REVISIONS = {
     "madebyollin/sdxl-vae-fp16-fix": "207b116dae70ace3637169f1ddd2434b91b3a8cd",
     "tianweiy/DMD2": "be22767697a1f3ca656b73c776e15fa335c86c6c",
     "latent-consistency/lcm-sdxl": "8b5d1b76b33abc5a5887c3f9ee8bffea2365dfe1",
+    "latent-consistency/lcm-lora-sdxl": "a18548dd4956b174ec5b0d78d340c8dae0a129cd",
     "SimianLuo/LCM_Dreamshaper_v7": "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
     "PixArt-alpha/PixArt-XL-2-512x512": "50f702106901db6d0f8b67eb88e814c56ded2692",
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "1c2b8495b28150b8a4922ee1c8edee224c284c0c",

@@ -65,7 +65,7 @@ class PlanConfig:
 
 def tables() -> list[str]:
     """Scripts of tables."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\nTABLE = Table(" in path.read_text())
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\nTABLE = " in path.read_text())
 
 
 def read_table(name: str) -> Table:
@@ -99,7 +99,8 @@ def row_config(config: PlanConfig, table: Table, name: str) -> TrainConfig:
     """The recipe's settings and the row's own, but for what is asked otherwise and what the GPU lacks."""
     row = table.rows[name]
     config_type = OnlineConfig if row.method in recipes.ONLINE else OfflineConfig
-    settings = {"model": table.models[config.scale]} | row.own(config.scale)
+    models = row.sampled.models if row.sampled else table.models
+    settings = {"model": models[config.scale]} | row.own(config.scale)
     made = make_config(config_type, row.method, config.scale, **settings)
     if config.optimizer:
         made = replace(made, optimizer=config.optimizer)

@@ -93,7 +93,7 @@ def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
         torch.set_num_threads(config.threads)
     model = model or load_model(config)
     if not model.embeds_guidance:
-        model.guidance_scale = 1.0  # errors are those of the conditional prediction, also of a teacher
+        model.guidance_scale = 1.0  # the losses are on the network's own error; guidance is for sampling
     kernel = training_kernel(config, model)
     run = Run(config, model)  # checks its settings and folder, so before the pictures are encoded
     prompts, latents = read_latents(config.pairs, model, config.resize, run.accelerator, spare=config.out)
