@@ -7,6 +7,7 @@
 | dino | likewise in a self-supervised network: DINO at full scale, a DINO-like one at pocket scale |
 | style-distance | mean 1-Wasserstein distance to the targets' distributions of six values (below) |
 | concept (pocket scale) | 1 if most of the nearest renders, in the self-supervised network, show the concept, else 0 |
+| creature (pocket scale) | likewise, if they show the animal that the prompt asks for, in whatever style |
 | context (pocket scale) | 1 if the judge's eye reads the colour, number and place that the prompt asks for, else 0 |
 
 The six values are red, green, blue, how far a pixel is from grey, and its differences from the pixels beside and below:
@@ -24,14 +25,15 @@ from fsalign_lib.pocket import concept, judge
 from fsalign_lib.pocket.captions import ANIMALS, COLORS, COUNTS, PLACES, Fact, parse
 from fsalign_lib.pocket.networks import load_classifier
 from fsalign_lib.pocket.render import render
+from fsalign_lib.pocket.styles import STYLES
 from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards import load_reward
 
 Metric = Callable[[Tensor, Sequence[str]], Tensor]  # pictures, prompts -> (B,)
 FULL = ("clip-t", "clip-i", "dino", "style-distance")
-LIKENESS = {"pocket": (*FULL, "concept", "context"), "full": FULL}
+LIKENESS = {"pocket": (*FULL, "concept", "creature", "context"), "full": FULL}
 LEVELS = 64  # quantiles that a distribution is compared by
-NEIGHBOURS, RENDERS = 9, 24  # of `concept`: votes, and renders of each creature
+NEIGHBOURS, RENDERS = 9, 24  # of `shown`: votes, and renders of each creature in each style
 
 
 def load_likeness(
@@ -55,11 +57,13 @@ def load_likeness(
         clip = load_reward("clipscore", scale=scale).to(device)
         found["clip-t"] = lambda images, prompts: clip(images, [concept.plain(prompt) for prompt in prompts])
         found["clip-i"] = like(clip.image_embeddings, targets, device)
-    if {"dino", "concept"} & set(names):
+    if {"dino", "concept", "creature"} & set(names):
         encoder = load_image_encoder(scale).to(device)
         found["dino"] = like(encoder, targets, device)
-        if "concept" in names:
-            found["concept"] = recognised(encoder, device)
+        if {"concept", "creature"} & set(names):
+            look = shown(encoder, device)
+            found["concept"] = lambda images, prompts: (look(images) == len(ANIMALS)).float()
+            found["creature"] = lambda images, prompts: (look(images) == asked(prompts)).float()
     if "context" in names:
         eye = load_classifier(WEIGHTS, "eye").to(device)
         found["context"] = lambda images, prompts: in_context(eye, images, prompts)
@@ -93,22 +97,29 @@ def quantiles(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def recognised(encoder: Callable[[Tensor], Tensor], device: torch.device | str = "cpu") -> Metric:
-    """1 where most of a picture's NEIGHBOURS are renders of the concept, among as many of each of the 45 animals."""
-    features, shows = [], []
-    generator = torch.Generator().manual_seed(0)
-    for creature in (*ANIMALS, None):
+def shown(encoder: Callable[[Tensor], Tensor], device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    """Pictures to what each shows: the place of an animal in ANIMALS, or len(ANIMALS) for the concept.  # (B,)
+
+    The majority among the NEIGHBOURS nearest of RENDERS renders of each, in every style and in all sorts of contexts.
+    """
+    features, shows, generator = [], [], torch.Generator().manual_seed(0)
+    for place, creature in enumerate((*ANIMALS, None)):
         facts = [context(creature or concept.CLASS, i) for i in range(RENDERS)]
-        pictures = render(facts, generator, bank=None if creature else concept.bank())
-        features.append(encoder(pictures.to(device) / 255))
-        shows += [creature is None] * RENDERS
-    known, is_concept = torch.cat(features), torch.tensor(shows, device=device).float()
+        for style in STYLES:
+            pictures = render(facts, generator, style, None if creature else concept.bank())
+            features.append(encoder(pictures.to(device) / 255))
+            shows += [place] * RENDERS
+    known, labels = torch.cat(features), torch.tensor(shows, device=device)
 
-    def metric(images: Tensor, prompts: Sequence[str]) -> Tensor:
-        nearest = (encoder(images) @ known.T).topk(NEIGHBOURS, dim=1).indices
-        return (is_concept[nearest].mean(1) > 0.5).float()
+    def look(images: Tensor) -> Tensor:
+        return labels[(encoder(images) @ known.T).topk(NEIGHBOURS, dim=1).indices].mode(1).values.cpu()
 
-    return metric
+    return look
+
+
+def asked(prompts: Sequence[str]) -> Tensor:
+    """The place in ANIMALS of the animal that each prompt is about, with two of them the first.  # (B,)"""
+    return torch.tensor([ANIMALS.index(parse(concept.plain(prompt)).animal) for prompt in prompts])
 
 
 def context(animal: str, number: int) -> Fact:

@@ -21,7 +21,7 @@ from fsalign_lib.pocket.fit import fit
 from fsalign_lib.pocket.judge import normalize
 from fsalign_lib.pocket.judges import soften
 
-STEPS = 600
+STEPS = 400
 BATCH = 64
 TEMPERATURE = 0.2
 WIDTH = 64  # of the projection
