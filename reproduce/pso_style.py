@@ -61,12 +61,12 @@ TABLE = Table(
     rows={
         "base": Row("base"),
         "sft": Row("plain fine-tuning", "sft", POCKET, FULL, tuning=TUNING),
-        "pso": Row("mixed PSO", "pso", POCKET | HALVES, FULL, tuning=TUNING),
+        "pso": Row("mixed PSO", "pso", POCKET | HALVES, FULL | {"halves_every": None}, tuning=TUNING),
         "pso-exact": Row(
             "mixed PSO, exact weights",
             "pso",
             POCKET | HALVES | {"eq5_weights": "exact"},
-            FULL,
+            FULL | {"halves_every": None},
             tuning="none: as mixed PSO",
         ),
     },

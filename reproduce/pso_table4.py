@@ -31,7 +31,7 @@ from tables import Prompts, Row, Sampled, Table, World
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=10, guidance={"pocket": 2.5, "full": 5.0})
 POCKET = {"updates": 150, "batch": 4}
 FULL = {"updates": 1000, "lr": 5e-5, "resize": True}  # PSO App. B.3
-EQ6 = {"times": "grid", "shared_noise": True, "beta": 5.0, "sum_steps": "inside", "prior_weight": 1.0}
+EQ6 = {"lr": 3e-5, "times": "grid", "shared_noise": True, "beta": 5.0, "sum_steps": "inside", "prior_weight": 1.0}
 TUNING = (
     "lr 3e-5, 1e-4 and 3e-4: a run each of 60 updates at training seed 7, scored by the likeness of 16 pictures of the "
     "training prompt and of 16 in three contexts that the table leaves out"
