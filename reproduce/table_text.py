@@ -218,7 +218,8 @@ def memory(result: dict | None) -> float | None:
 
 def page(table: Table, result: dict | None) -> str:
     """The whole Markdown page of a table; None: nothing was run."""
-    numbers = "Paper: the printed value. Ours: mean" if printed(table) else "The paper draws this. Ours: mean"
+    unprinted = "The paper has no such table." if table.against else "The paper draws this."
+    numbers = ("Paper: the printed value." if printed(table) else unprinted) + " Ours: mean"
     if any(row.method for row in table.rows.values()):
         numbers += f" ± standard deviation over {len(table.seeds)} training seeds"
     if not result or result["scale"] == "pocket":

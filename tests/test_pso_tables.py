@@ -1,6 +1,7 @@
 """PSO Tables 1 and 3 and the ablations: claims as printed, teachers trained and composed once, differences, tuning."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -83,11 +84,12 @@ def test_a_composed_row_has_the_trained_weights_and_a_trained_teacher_its_own_sa
     assert set(cells["dpo-lora"]) == set(cells["online"]) == {"pickapic-4", "parti-4"}
 
 
-def test_other_settings_of_the_shared_run_are_refused(results, world):
+def test_other_settings_of_the_shared_run_are_refused(results, world, tmp_path):
     folder, _, _ = results
+    shutil.copytree(folder / "runs" / "pso_table1" / "dpo-0", tmp_path / "pso_table1" / "dpo-0")
     settings = world.settings | {"diffusion-dpo": {"updates": 1, "batch": 2, "lr": 3e-2}}
-    with pytest.raises(ValueError, match=r"pso_table1/dpo-0.* has other settings or weights"):
-        table_runs.prepare(TABLES[3], replace(world, settings=settings), folder / "runs" / "pso_table3", None)
+    with pytest.raises(ValueError, match=r"pso_table1/dpo-0/settings.json has other settings or weights"):
+        table_runs.prepare(TABLES[3], replace(world, settings=settings), tmp_path / "pso_table3", None)
 
 
 def test_preference_losses_train_a_teacher_without_guidance(results, tmp_path, world):
