@@ -63,6 +63,7 @@ class Preset:
 
 PRESETS = {
     "pocket-turbo": Preset(POCKET, branch="student", kernel="euler-ancestral"),
+    "pocket-renoise": Preset(POCKET, branch="student", kernel="renoise"),  # the same weights, sampled as DMD2's
     "pocket-teacher": Preset(POCKET, branch="teacher", kernel="ddim"),
     "pocket-lcm": Preset(
         POCKET, branch="teacher", lora=POCKET / "lcm-lora" / LORA_FILE, scheduler=LCM_SCHEDULER, kernel="renoise"

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+import pso_style
 import pso_table2
+import pso_table4
 import sdpo_lcm
 import sdpo_table1
 import sdpo_table3
@@ -17,16 +19,17 @@ import sdpo_table3
         (sdpo_table1, ["--only", "base", "sdpo-hps", "rebel-imagereward", "--seeds", "0"]),
         (sdpo_table3, []),
         (sdpo_lcm, ["--only", "base", "sdpo", "--seeds", "0"]),
+        (pso_style, ["--only", "base", "pso", "--seeds", "0"]),
+        (pso_table4, ["--only", "base", "teacher", "pso", "--seeds", "0"]),
     ],
-    ids=["pso_table2", "sdpo_table1", "sdpo_table3", "sdpo_lcm"],
+    ids=["pso_table2", "sdpo_table1", "sdpo_table3", "sdpo_lcm", "pso_style", "pso_table4"],
 )
 def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch):
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
     done = {path.stem for path in (tmp_path / "runs").glob("*.json")}
     if some:
-        rows, seed = some[1:-2], some[-1]
-        assert done == {rows[0], *(f"{row}-{seed}" for row in rows[1:])}
+        assert done == {"base", *(f"{row}-0" for row in some[2:-2])}
         return
     result = json.loads((tmp_path / f"{script.TABLE.name}-full.json").read_text())
     assert result["scale"] == "full" and result["smoke"] and len(result["runs"]) == len(done)
