@@ -33,7 +33,7 @@ SAMPLERS = {
     "student, renoise, 4 steps": ("pocket-turbo", "renoise", 4, 1.0, 0.92),
     "student, Euler ancestral, 4 steps": ("pocket-turbo", "euler-ancestral", 4, 1.0, 0.92),
     "student, Euler ancestral, 1 step": ("pocket-turbo", "euler-ancestral", 1, 1.0, 0.85),
-    "Diff-Instruct's one-step generator": ("pocket-one-step", None, 1, 1.0, 0.85),
+    "one-step generator (Diff-Instruct), 1 step": ("pocket-one-step", None, 1, 1.0, 0.85),
 }
 SHEETS = (
     "teacher, DDIM, 20 steps, guidance 2.5",
