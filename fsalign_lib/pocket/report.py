@@ -40,6 +40,7 @@ SAMPLERS = {
     "LCM-LoRA, 8 steps": ("pocket-lcm", "renoise", 8, 1.0, None),
     "DMD-LoRA, renoise, 1 step": ("pocket-dmd-lora", "renoise", 1, 1.0, None),
     "DMD-LoRA, renoise, 4 steps": ("pocket-dmd-lora", "renoise", 4, 1.0, 0.92),
+    "one-step generator (Diff-Instruct), 1 step": ("pocket-one-step", None, 1, 1.0, 0.85),
 }
 SHEETS = (
     "teacher, DDIM, 20 steps, guidance 2.5",
@@ -63,7 +64,7 @@ class Report:
 
 
 @torch.no_grad()
-def sample(name: str, kernel_name: str, steps: int, guidance: float, texts: list[str], seeds: int) -> Tensor:
+def sample(name: str, kernel_name: str | None, steps: int, guidance: float, texts: list[str], seeds: int) -> Tensor:
     """Pictures in [0, 1], (len(texts) * seeds, 3, 64, 64), prompt-major; seeds are the same for every sampler."""
     model = models.load(name)
     model.guidance_scale = guidance
