@@ -90,8 +90,8 @@ TABLE = Table(
     figures=figures,
     note="The distance to the style is a 1-Wasserstein distance of palettes and lines to the style's own pictures "
     "(likeness.py); *its mean rise* is the mean over training of the distance less that of the start. An animal is "
-    "recognised if most of the nearest renders, in either style and by the held-out classifier's features, show it. The rows of mixed PSO "
-    "differ in the weight of the targets' half of Eq. 5: 1 as printed, or what the derivation gives.",
+    "recognised if most of the nearest renders, in either style and by the held-out classifier's features, show it. "
+    "The rows of mixed PSO differ in the weight of the targets' half of Eq. 5: 1 as printed, or as derived.",
 )
 SMOKE = World(
     pictures=2,
