@@ -87,7 +87,7 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
     prompts = {name: read_prompts(getattr(some, sets))[: world.prompts] for name, some in table.prompts.items()}
     weights = {}
     if not full and not world.metrics:
-        more = {"hps"} & set(names) | ({"selfsup"} if {"dino", "concept", "creature"} & set(names) else set())
+        more = {"hps"} & set(names) | ({"selfsup"} if "dino" in names else set())
         weights = {name: digest(WEIGHTS / name) for name in (*NETWORKS, *sorted(more))}
     work = Work(table, world, folder, threads, model, metrics, prompts, weights)
     check_budgets(work)
