@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import errors
 
 # Where this was written the hub could not be asked. These are the commits that public projects pin, or name in their
-# cache paths: several independent ones for each repository, but one (finegrain-ai/refiners) for lcm-sdxl.
+# cache paths: several independent ones for each repository, but one for lcm-sdxl (finegrain-ai/refiners) and for DINO.
 REVISIONS = {
     "stabilityai/sd-turbo": "b261bac6fd2cf515557d5d0707481eafa0485ec2",
     "stabilityai/sdxl-turbo": "71153311d3dbb46851df1931d3ca6e939de83304",
@@ -39,6 +39,7 @@ REVISIONS = {
     "zai-org/ImageReward": "5736be03b2652728fb87788c9797b0570450ab72",
     "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
     "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "facebook/dino-vits16": "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd",
 }
 SKIPPED = "*.fp16.*"  # half-precision doubles of files that are read in full
 

@@ -11,6 +11,7 @@ train_offline.py give them. A GB is 2^30 bytes.
 
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -151,6 +152,13 @@ def prepare(config: PlanConfig) -> Plan:
                     "so many GPUs: choose another --count"
                 )
     return Plan(config, gpu, table, rows)
+
+
+def divisor(table: Table, most: int = 8) -> int:
+    """The largest number of GPUs, of at most that many, among which every row's batches divide."""
+    rows = [row_config(PlanConfig(table=table.name), table, name) for name in trained_rows(table, ())]
+    batches = [getattr(row, name, 0) for row in rows for name in ("pairs", "minibatch", "batch")]
+    return math.gcd(most, *(value for value in batches if isinstance(value, int)))
 
 
 KEY = ("model", "training", "rank", "alpha", "dtype", "mixed_precision")

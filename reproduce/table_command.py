@@ -23,6 +23,7 @@ import curve_runs
 import distillation
 import recipes
 import table_runs
+import targets
 from chunks import processes
 from claims import read_claims
 from common import ROOT, command_line, positive, writable_folder, write_json
@@ -121,7 +122,7 @@ def run(ready: Ready) -> None:
             import plan  # which reads the tables
 
             print()
-            plan.run(plan.prepare(plan.PlanConfig(table=table.name)))
+            plan.run(plan.prepare(plan.PlanConfig(table=table.name, count=plan.divisor(table))))
         return
     started, path = time.time(), config.out / f"{file_name(table.name, config)}.json"
     if work:
@@ -162,7 +163,9 @@ def description(table: Table, scale: str) -> str:
         parts.append(f"\nrow {name}: {row.title}" + what(row, scale))
         if row.method:
             parts.append(recipes.describe(row.method, scale, own_settings(table, row, scale)))
-    if any(row.method in recipes.OFFLINE for row in table.rows.values()):
+    if table.targets:
+        parts.append(f"\ntargets {table.targets[scale]}: {targets.SETS[table.targets[scale]]}")
+    elif any(row.method in recipes.OFFLINE for row in table.rows.values()):
         parts.append(f"\npairs for offline methods: {PairConfig() if scale == 'pocket' else FullPairConfig()}")
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
@@ -212,7 +215,7 @@ def data_sets(table: Table) -> list[str]:
     """The prompts that the rows are trained and compared on at full scale, as lines."""
     trained = [recipes.RECIPES[row.method, "full"] for row in table.rows.values() if row.method]
     names = [prompts.full for prompts in table.prompts.values()] + [r["prompts"][0] for r in trained if "prompts" in r]
-    lines = []
+    lines, names = [], names + ([table.targets["full"]] if table.targets else [])
     for name in dict.fromkeys(names):
         known = SETS[name]
         place = f", expected at {' or '.join(known.files)} in FSALIGN_DATA" if known.files else ""

@@ -21,6 +21,7 @@ import curves
 import distillation
 import pairs as pair_files
 import recipes
+import targets
 import train_distill
 import train_offline
 import train_online
@@ -36,7 +37,8 @@ from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.presets import PRESETS
 from fsalign_lib.rewards import REWARDS
-from fsalign_lib.twins import save_reward_twin, save_twin
+from fsalign_lib.twins import save_dino_twin, save_reward_twin, save_twin
+from likeness import LIKENESS, load_likeness
 from pairs import FullPairConfig, PairConfig
 from runs import Run, TrainConfig, defaults, last_checkpoint, load_model, make_config
 from sampling import OnlineConfig
@@ -80,12 +82,13 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
     full = world.scale == "full"
     model = load(world.model or table.models[world.scale], model_dtype(table, world))
     names = table.metric_names(world.scale, world.pictures or table.pictures[world.scale])
-    metrics = world.metrics or load_metrics(names, processes().device if full else model.device, world.scale)
+    metrics = world.metrics or all_metrics(table, world, folder, names, model)
     sets = "pocket" if world.twins else world.scale
     prompts = {name: read_prompts(getattr(some, sets))[: world.prompts] for name, some in table.prompts.items()}
     weights = {}
     if not full and not world.metrics:
-        weights = {name: digest(WEIGHTS / name) for name in (*NETWORKS, *({"hps"} & set(names)))}
+        more = {"hps"} & set(names) | ({"selfsup"} if {"dino", "concept", "creature"} & set(names) else set())
+        weights = {name: digest(WEIGHTS / name) for name in (*NETWORKS, *sorted(more))}
     work = Work(table, world, folder, threads, model, metrics, prompts, weights)
     check_budgets(work)
     for row in table.rows:
@@ -94,6 +97,71 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
             if table.rows[row].composed:
                 check_same(start_work(work, row), *start_of(table, row, seed))
     return work
+
+
+def all_metrics(
+    table: Table, world: World, folder: Path, names: tuple[str, ...], model: LatentModel
+) -> dict[str, Metric]:
+    """Those of pictures alone, and those that hold them to the table's targets, in their order."""
+    device = processes().device if world.scale == "full" else model.device
+    like = [name for name in names if name in LIKENESS[world.scale]]
+    found = load_metrics([name for name in names if name not in like], device, world.scale)
+    if like:
+        pictures = (
+            targets.read_targets(build_targets(table, world, folder), model.image_size) if table.targets else None
+        )
+        found |= load_likeness(like, pictures, device, world.scale)
+    return {name: found[name] for name in names}
+
+
+def target_set(table: Table, world: World) -> tuple[str, targets.Targets]:
+    """The set that a table's rows learn, as large as the world has it; with twins, the pocket world's."""
+    name = table.targets["pocket" if world.twins else world.scale]
+    return name, replace(targets.SETS[name], **world.settings.get("targets", {}))
+
+
+def build_targets(table: Table, world: World, folder: Path) -> Path:
+    """Where the targets lie, which are drawn now if they were not."""
+    name, some = target_set(table, world)
+    if processes().is_main_process:
+        targets.build_targets(name, folder / "targets", some.count)
+    processes().wait_for_everyone()
+    return targets.picture_folder(name, folder / "targets")
+
+
+def build_samples(work: Work, row: str) -> None:
+    """A subject's references and its class's samples, unless that is done."""
+    _, some = target_set(work.table, work.world)
+    lessons = build_targets(work.table, work.world, work.folder)
+    if some.prompt is None:
+        return
+    if processes().is_main_process:
+        this, steps = work.table.rows[row], work.table.steps[0]
+        model = sampled_model(work, row) if this.sampled else work.model
+        kernel, own_steps = (this.sampled.kernel, this.sampled.steps) if this.sampled else (None, steps)
+        folders = lesson_folders(work, row)
+        targets.build_prior(folders["prior"], model, some.class_prompt, some.prior, kernel, own_steps)
+        if work.table.rows[row].method not in recipes.WITHOUT_LOSERS:
+            targets.build_references(folders["pairs"], lessons, work.model, some.prompt, some.references, steps)
+    processes().wait_for_everyone()
+
+
+def lesson_folders(work: Work, row: str) -> dict[str, Path]:
+    """What an offline method reads in a table with targets: pictures or pairs, and a subject's prior."""
+    name, some = target_set(work.table, work.world)
+    method = work.table.rows[row].method
+    folder = work.folder / "pairs"
+    if method in recipes.WITHOUT_LOSERS:
+        folder = targets.picture_folder(name, work.folder / "targets")
+    if some.prompt is None:
+        return {"pairs": folder}
+    return {"pairs": folder, "prior": work.folder / f"prior-{model_name(work, row).replace('/', '-')}"}
+
+
+def lesson_settings(work: Work, row: str) -> dict:
+    """All that they depend on, but for the networks that drew samples, which the run names anyway."""
+    name, some = target_set(work.table, work.world)
+    return {"targets": name, **asdict(some)}
 
 
 def model_dtype(table: Table, world: World) -> torch.dtype:
@@ -113,8 +181,11 @@ def make_twins(table: Table, hub: Path) -> None:
         for model in dict.fromkeys((table.models["full"], table.teachers.get("full"), *others)):
             if model is not None:
                 save_twin(model, hub)
-        for reward in {*rewards, "aesthetic"}:  # whose network diversity reads
+        like = set(table.metric_names("full", pictures=2)) & set(LIKENESS["full"])
+        for reward in {*rewards, "aesthetic", *(["clipscore"] if like else [])}:  # whose networks other metrics read
             save_reward_twin(reward, hub)
+        if like:
+            save_dino_twin(hub)
     processes().wait_for_everyone()
     os.environ["FSALIGN_HUB"] = str(hub)
 
@@ -184,7 +255,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     fixed = {"out": work.folder / f"{row}-{seed}", "seed": seed, "resume": True}
     fixed["model"] = model_name(work, row)
     if kind is OfflineConfig:
-        fixed["pairs"] = pair_config(work).out
+        fixed |= lesson_folders(work, row) if table.targets else {"pairs": pair_config(work).out}
     elif world.training_prompts:
         fixed["prompts"] = world.training_prompts
     if kind is DistillConfig:
@@ -270,7 +341,7 @@ def settings(work: Work, row: str, seed: int | None) -> dict:
     config = training_config(work, row, seed)
     about["training"] = {key: value for key, value in plain(config).items() if key not in free_settings(config)}
     if method in recipes.OFFLINE:
-        about["pairs"] = pair_settings(work)
+        about["pairs"] = lesson_settings(work, row) if work.table.targets else pair_settings(work)
     if start := start_of(work.table, row, seed):
         about["start"] = settings(work, *start)["training"]
     return about
@@ -286,7 +357,7 @@ def lora_source(work: Work, row: str) -> dict[str, str | None]:
 def free_settings(config: TrainConfig) -> tuple[str, ...]:
     """What numbers do not depend on; here how long a run is belongs to its numbers."""
     free = [name for name in Run.FREE if name not in ("rounds", "updates")]
-    return (*free, "pairs", "start")  # folders; what lies in them has settings of its own
+    return (*free, "pairs", "prior", "start")  # folders; what lies in them has settings of its own
 
 
 def known_settings(work: Work, row: str, seed: int | None, before: dict) -> dict:
@@ -350,7 +421,7 @@ def train(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
         setup = train_online.prepare(config, reward=work.world.reward)
         train_online.run(setup)
     else:
-        build_pairs(work)
+        build_samples(work, row) if work.table.targets else build_pairs(work)
         setup = train_offline.prepare(config)
         train_offline.run(setup)
     return config, setup.model
@@ -438,6 +509,7 @@ def gather(table: Table, folder: Path, started: float, scale: str = "pocket", sm
             run["training"]["queries"] = sum(record.get("queries", 0) for record in history) or None
             end = history[-LAST:]
             run["training"]["end"] = {key: statistics.mean(record[key] for record in end) for key in table.watched}
+            run["training"]["series"] = {name: [r[name] for r in history if name in r] for name in table.series}
             run["training"]["history"] = history[-1:]
             if run["training"]["config"]["method"] in distillation.DISTILL:
                 run["training"]["cost"] = distillation.cost(run["training"]["config"])

@@ -238,6 +238,9 @@ def page(table: Table, result: dict | None) -> str:
     if result and table.figures:
         stem = table.name + ("-full" if result["scale"] == "full" else "")
         parts += [f"![{sheet.caption}]({stem}-{name}.png)" for name, sheet in table.figures(result).items()]
+    if result and table.drawn:
+        stem = table.name + ("-full" if result["scale"] == "full" else "")
+        parts += [f"![{caption}]({stem}-{name}.png)" for name, caption in table.drawn.items()]
     if table.curve:
         parts.append(costs(table, result))
     elif any(row.method in distillation.DISTILL for row in table.rows.values()):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from likeness import LIKENESS
 from pairs import Utility
 from sampling import Reward
 from scoring import METRICS, Metric
@@ -29,6 +30,7 @@ class Row:
     full: dict = field(default_factory=dict)  # likewise, at full scale only
     metrics: tuple[str, ...] | None = None  # of the table, those that this row is compared in; None: all
     group: str | None = None  # rows that are compared with each other alone; None: with those of all groups
+    pocket: dict = field(default_factory=dict)  # settings at pocket scale only
     tuning: str = ""  # what was tried before the settings were fixed; the result carries it
     start: str | None = None  # the row whose trained weights this one goes on from; None: the table's model
     seeds: tuple[int, ...] | None = None  # training seeds; None: the table's
@@ -38,7 +40,7 @@ class Row:
     at_full: "Row | None" = None  # in its place at full scale
 
     def own(self, scale: str) -> dict:
-        return self.settings | (self.full if scale == "full" else {})
+        return self.settings | (self.full if scale == "full" else self.pocket)
 
     def steps_at(self, steps: int) -> int:
         """In how many steps it is sampled in a column of the table."""
@@ -106,6 +108,9 @@ class Table:
     note: str = ""  # for the page: what its metrics mean
     reads: str | None = None  # with `curve`: train nothing, take the runs of that table
     figures: Callable[[dict], dict[str, "Sheet"]] | None = None  # result -> name -> what to draw
+    targets: dict[str, str] | None = None  # scale -> what offline methods learn in place of pairs (see targets.SETS)
+    series: tuple[str, ...] = ()  # of a run's records, those that the result keeps over all of training
+    drawn: dict[str, str] = field(default_factory=dict)  # name -> caption of pictures that the script itself draws
 
     @property
     def id(self) -> str:
@@ -119,7 +124,8 @@ class Table:
     def metric_names(self, scale: str, pictures: int) -> tuple[str, ...]:
         """What pictures are scored by: what can be had here, and is not derived from other scores (see curves)."""
         names = dict.fromkeys(self.scored or (*self.metrics, *self.beside))
-        return tuple(name for name in names if name in METRICS[scale] and (name != "diversity" or pictures > 1))
+        known = METRICS[scale] + LIKENESS[scale]
+        return tuple(name for name in names if name in known and (name != "diversity" or pictures > 1))
 
 
 @dataclass(frozen=True)

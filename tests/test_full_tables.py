@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+import pso_style
 import pso_table2
+import pso_table4
 import sdpo_table1
 import sdpo_table3
 
@@ -15,15 +17,17 @@ import sdpo_table3
         (pso_table2, []),
         (sdpo_table1, ["--only", "base", "sdpo-hps", "rebel-imagereward", "--seeds", "0"]),
         (sdpo_table3, []),
+        (pso_style, ["--only", "base", "pso", "--seeds", "0"]),
+        (pso_table4, ["--only", "base", "teacher", "pso", "--seeds", "0"]),
     ],
-    ids=["pso_table2", "sdpo_table1", "sdpo_table3"],
+    ids=["pso_table2", "sdpo_table1", "sdpo_table3", "pso_style", "pso_table4"],
 )
 def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch):
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
     done = {path.stem for path in (tmp_path / "runs").glob("*.json")}
     if some:
-        assert done == {"base", "sdpo-hps-0", "rebel-imagereward-0"}
+        assert done == {"base", *(f"{row}-0" for row in some[2:-2])}
         return
     result = json.loads((tmp_path / f"{script.TABLE.name}-full.json").read_text())
     assert result["scale"] == "full" and result["smoke"] and len(result["runs"]) == len(done)

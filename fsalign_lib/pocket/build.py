@@ -14,16 +14,17 @@ import torch
 import tyro
 from peft import get_peft_model_state_dict
 
-from fsalign_lib.pocket import autoencoder, clip, data, judges, lcm, networks, rewards, student, teacher
+from fsalign_lib.pocket import autoencoder, clip, data, judges, lcm, networks, rewards, selfsup, student, teacher
 from fsalign_lib.pocket.weights import WEIGHTS
 
 STAGES = (
     *("autoencoder", "teacher", "student", "lcm", "dmd-lora", "eye", "classifier", "clip"),
-    *("pickscore", "imagereward", "aesthetic", "hps"),
+    *("pickscore", "imagereward", "aesthetic", "hps", "selfsup"),
 )
 # Networks that must not share randomness have seeds of their own, all derived from the build's.
 OFFSET = {"autoencoder": 1, "teacher": 2, "student": 3, "eye": 4, "classifier": 5, "clip": 6, "rewards": 7, "hps": 8}
 OFFSET |= {"lcm": 13, "dmd-lora": 3}  # this LoRA and the student learn from the same paths of the teacher
+OFFSET |= {"selfsup": 9}
 
 
 @dataclass
@@ -125,6 +126,8 @@ def run(config: Build) -> None:
             save(rewards.train_imagereward(pictures, facts, tokenizer, work, out, seed("rewards")), out / stage)
         elif stage == "aesthetic":
             save(rewards.train_aesthetic(pictures, facts, tokenizer, work, out, seed("rewards")), out / stage)
+        elif stage == "selfsup":
+            save(selfsup.train(pictures, work, seed(stage)), out / stage)
 
 
 def main() -> None:

@@ -170,6 +170,23 @@ def classifier(labels: int) -> transformers.ResNetForImageClassification:
     )
 
 
+def encoder() -> transformers.ResNetModel:
+    """The self-supervised image encoder: a classifier's trunk, half as wide."""
+    return transformers.ResNetModel(
+        transformers.ResNetConfig(
+            embedding_size=16,
+            hidden_sizes=[16, 32, 64, 128],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            downsample_in_first_stage=False,
+        )
+    )
+
+
+def load_encoder(folder) -> transformers.ResNetModel:
+    return transformers.ResNetModel.from_pretrained(folder / "selfsup", dtype=torch.float32).eval()
+
+
 def load_vae(folder) -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
 
