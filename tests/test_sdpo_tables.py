@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -314,8 +315,31 @@ def test_numbers_of_a_curve():
     assert all(kind(alone, [0]).mean() == 0 for kind in curves.OVER_ROUNDS.values())
 
 
+def test_a_busy_machine_makes_no_run_longer():
+    """Hours are CPU time on a CPU; a result of before there was any counts wall time by threads."""
+    made = {"device": "CPU (x86_64)", "threads": 2, "wall_seconds": 7200.0, "cpu_seconds": 1800.0}
+    assert common.core_seconds(made) == 1800 and curves.hours(made) == 0.5
+    assert curves.hours(made | {"device": "NVIDIA H100"}) == 2
+    old = {key: value for key, value in made.items() if key != "cpu_seconds"}
+    assert curves.hours(old) == 4
+    runs = [{"row": "base", "training": None, "evaluation": made}, {"row": "sdpo", "training": old, "evaluation": made}]
+    result = {"runs": runs, "pairs": None}
+    assert table_text.hours(sdpo_ablations.TABLE, result) == 0.5 + 4 + 0.5
+    assert table_text.hours(sdpo_curves.TABLE, result) == 1, "trained, and counted, by the table that it reads"
+
+
+def test_a_clock_counts_the_cpu_time_of_this_process_alone():
+    clock = common.Clock()
+    time.sleep(0.3)
+    spent = clock.spent()
+    assert spent["wall_seconds"] >= 0.3 > 0.2 > spent["cpu_seconds"]
+    before = {"wall_seconds": 60.0, "cpu_seconds": 50.0}
+    found = clock.after(before, before, {"wall_seconds": 9.0}).spent()
+    assert 129 <= found["wall_seconds"] < 140 and 109 <= found["cpu_seconds"] < 120
+
+
 def test_time_is_compared_at_the_end_of_the_quickest_run():
-    """A row that takes twice as long is taken half way."""
+    """A row that takes twice as long is taken half way; the machine was busy meanwhile."""
     table = a_part(sdpo_ablations.TABLE, ("base", "all", "sdpo"), (1,))
 
     def run(row, seconds, *values):
@@ -328,7 +352,8 @@ def test_time_is_compared_at_the_end_of_the_quickest_run():
             }
             for n, v in enumerate(values, 1)
         ]
-        training = {"threads": 1, "device": "CPU", "wall_seconds": seconds, "config": {"pairs": 2}}
+        training = {"threads": 1, "device": "CPU", "wall_seconds": 500.0 - seconds, "cpu_seconds": seconds}
+        training["config"] = {"pairs": 2}
         training["history"] = [{"queries": 4.0}] * len(values)
         return {"row": row, "seed": 0, "training": training, "cells": points[-1]["cells"], "curve": points}
 
@@ -405,6 +430,20 @@ def test_a_row_differs_from_sdpo_in_one_thing():
         ]
         other = {k for k, v in common.plain(configs[0]).items() if v != common.plain(configs[1])[k]}
         assert other == set(own) and len(own) == 1
+
+
+def test_a_page_says_what_its_intervals_are_over():
+    pages = {
+        seeds: table_text.page(replace(sdpo_instability.TABLE, seeds=tuple(range(seeds))), None) for seeds in (1, 3)
+    }
+    for seeds, page in pages.items():
+        assert (
+            ("over prompts and pictures, lies above 0" in page) == ("One training seed a row" in page) == (seeds == 1)
+        )
+        assert ("over training seeds, prompts and pictures" in page) == ("± standard deviation" in page) == (seeds > 1)
+    assert sdpo_ablations.TABLE.seeds == sdpo_instability.TABLE.seeds == (0,) and sdpo_table1.TABLE.seeds == (0, 1, 2)
+    untrained = table_text.page(sdpo_table3.TABLE, None)
+    assert "over prompts and pictures, lies above 0" in untrained and "training seed" not in untrained
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
