@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import dipp_table1
 import pso_style
 import pso_table2
 import pso_table4
@@ -19,15 +20,17 @@ import sdpo_table3
         (sdpo_table3, []),
         (pso_style, ["--only", "base", "pso", "--seeds", "0"]),
         (pso_table4, ["--only", "base", "teacher", "pso", "--seeds", "0"]),
+        (dipp_table1, ["--only", "teacher", "cfg4.5-reward1", "--seeds", "0"]),
     ],
-    ids=["pso_table2", "sdpo_table1", "sdpo_table3", "pso_style", "pso_table4"],
+    ids=["pso_table2", "sdpo_table1", "sdpo_table3", "pso_style", "pso_table4", "dipp_table1"],
 )
 def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch):
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
     done = {path.stem for path in (tmp_path / "runs").glob("*.json")}
     if some:
-        assert done == {"base", *(f"{row}-0" for row in some[2:-2])}
+        rows = script.TABLE.at("full").rows
+        assert done == {f"{row}-0" if rows[row].method else row for row in some[1:-2]}
         return
     result = json.loads((tmp_path / f"{script.TABLE.name}-full.json").read_text())
     assert result["scale"] == "full" and result["smoke"] and len(result["runs"]) == len(done)
