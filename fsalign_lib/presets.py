@@ -63,8 +63,8 @@ class Preset:
 
 PRESETS = {
     "pocket-turbo": Preset(POCKET, branch="student", kernel="euler-ancestral"),
-    "pocket-renoise": Preset(POCKET, branch="student", kernel="renoise"),  # the same weights, sampled as DMD2's
     "pocket-teacher": Preset(POCKET, branch="teacher", kernel="ddim"),
+    "pocket-renoise": Preset(POCKET, branch="student", kernel="renoise"),  # pocket-turbo's weights, sampled as DMD2's
     "pocket-lcm": Preset(
         POCKET, branch="teacher", lora=POCKET / "lcm-lora" / LORA_FILE, scheduler=LCM_SCHEDULER, kernel="renoise"
     ),

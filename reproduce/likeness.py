@@ -6,7 +6,7 @@
 | clip-i | mean cosine to the target pictures, in the CLIP score's network |
 | dino | likewise in a self-supervised network: DINO at full scale, a DINO-like one at pocket scale |
 | style-distance | mean 1-Wasserstein distance to the targets' distributions of six values (below) |
-| concept (pocket scale) | 1 if most of the nearest renders, in the self-supervised network, show the concept, else 0 |
+| concept (pocket scale) | 1 if most of the nearest renders, by the held-out classifier's features, show the concept |
 | creature (pocket scale) | likewise, if they show the animal that the prompt asks for, in whatever style |
 | context (pocket scale) | 1 if the judge's eye reads the colour, number and place that the prompt asks for, else 0 |
 
@@ -18,6 +18,7 @@ None is trained on by any method.
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fsalign_lib.image_encoder import load_image_encoder
@@ -28,12 +29,13 @@ from fsalign_lib.pocket.render import render
 from fsalign_lib.pocket.styles import STYLES
 from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards import load_reward
+from scoring import pooled
 
 Metric = Callable[[Tensor, Sequence[str]], Tensor]  # pictures, prompts -> (B,)
 FULL = ("clip-t", "clip-i", "dino", "style-distance")
 LIKENESS = {"pocket": (*FULL, "concept", "creature", "context"), "full": FULL}
 LEVELS = 64  # quantiles that a distribution is compared by
-NEIGHBOURS, RENDERS = 9, 24  # of `shown`: votes, and renders of each creature in each style
+NEIGHBOURS, RENDERS = 3, 24  # of `shown`: votes, and renders of each creature in each style
 
 
 def load_likeness(
@@ -57,13 +59,12 @@ def load_likeness(
         clip = load_reward("clipscore", scale=scale).to(device)
         found["clip-t"] = lambda images, prompts: clip(images, [concept.plain(prompt) for prompt in prompts])
         found["clip-i"] = like(clip.image_embeddings, targets, device)
-    if {"dino", "concept", "creature"} & set(names):
-        encoder = load_image_encoder(scale).to(device)
-        found["dino"] = like(encoder, targets, device)
-        if {"concept", "creature"} & set(names):
-            look = shown(encoder, device)
-            found["concept"] = lambda images, prompts: (look(images) == len(ANIMALS)).float()
-            found["creature"] = lambda images, prompts: (look(images) == asked(prompts)).float()
+    if "dino" in names:
+        found["dino"] = like(load_image_encoder(scale).to(device), targets, device)
+    if {"concept", "creature"} & set(names):
+        look = judge_of_creatures(device)
+        found["concept"] = lambda images, prompts: (look(images) == len(ANIMALS)).float()
+        found["creature"] = lambda images, prompts: (look(images) == asked(prompts)).float()
     if "context" in names:
         eye = load_classifier(WEIGHTS, "eye").to(device)
         found["context"] = lambda images, prompts: in_context(eye, images, prompts)
@@ -94,6 +95,12 @@ def quantiles(images: Tensor) -> Tensor:
     at = (torch.arange(LEVELS, device=images.device) + 0.5) / LEVELS
     values = [part.flatten(1).sort(1).values for part in parts]
     return torch.stack([each[:, (at * each.shape[1]).long()] for each in values], 1)
+
+
+def judge_of_creatures(device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    """`shown` by the features of the classifier that no method is trained on."""
+    classifier = load_classifier(WEIGHTS, "classifier").to(device)
+    return shown(lambda images: F.normalize(pooled(classifier, images), dim=1), device)
 
 
 @torch.no_grad()

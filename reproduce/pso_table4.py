@@ -71,9 +71,10 @@ TABLE = Table(
     drawn={"concept": "A line for each row of the table, four unseen contexts in columns, two pictures of each"},
     note="CLIP-T is the CLIP score with the concept's name left out of the prompt; CLIP-I and DINO are mean cosines to "
     "the five pictures that were learnt from. At pocket scale DINO is a DINO-like self-supervised encoder "
-    "(fsalign_lib/pocket/selfsup.py), and the concept is recognised if most of the nearest renders in it show the "
-    "concept. The teacher is sampled by DDIM with guidance, in 10 steps at pocket scale and 50 at full scale, all "
-    "others in 4. The untrained student and the rows of offline PSO are ours, not the paper's.",
+    "(fsalign_lib/pocket/selfsup.py). The concept is recognised if most of the nearest renders, among as many of each "
+    "animal and by the held-out classifier's features, show it. "
+    "The teacher is sampled by DDIM with guidance, in 10 steps at pocket scale and 50 at full scale, all others in 4."
+    " The untrained student and the rows of offline PSO are ours, not the paper's.",
 )
 SMOKE = World(
     pictures=2,

@@ -147,6 +147,7 @@ def test_the_metrics_know_true_pictures_from_false():
     bears = render([parse(concept.plain(prompt)) for prompt in prompts], seeded(1)).float() / 255
     elsewhere = prompts[1:] + prompts[:1]
     with torch.no_grad():
+        assert metrics["concept"](right, prompts).mean() > 0.9 and metrics["concept"](bears, prompts).mean() < 0.1
         for name in ("dino", "clip-i", "concept"):
             assert metrics[name](right, prompts).mean() > metrics[name](bears, prompts).mean() + 0.05, name
         assert metrics["context"](right, prompts).mean() > 0.8 > metrics["context"](right, elsewhere).mean()
