@@ -63,14 +63,16 @@ class Preset:
 
 PRESETS = {
     "pocket-turbo": Preset(POCKET, branch="student", kernel="euler-ancestral"),
-    "pocket-renoise": Preset(POCKET, branch="student", kernel="renoise"),  # the same weights, sampled as DMD2's
     "pocket-teacher": Preset(POCKET, branch="teacher", kernel="ddim"),
+    "pocket-renoise": Preset(POCKET, branch="student", kernel="renoise"),  # pocket-turbo's weights, sampled as DMD2's
     "pocket-lcm": Preset(
         POCKET, branch="teacher", lora=POCKET / "lcm-lora" / LORA_FILE, scheduler=LCM_SCHEDULER, kernel="renoise"
     ),
     "pocket-dmd-lora": Preset(
         POCKET, branch="teacher", lora=POCKET / "dmd-lora" / LORA_FILE, scheduler=DMD2_SCHEDULER, kernel="renoise"
     ),
+    # Diff-Instruct's generator: one time, that of the noise level nearest edm.SIGMA_INIT.
+    "pocket-one-step": Preset(POCKET, branch="one-step", kernel="euler-ancestral", timesteps=(625,)),
     # Those below are loaded by the same code and tested on small random twins; their weights were not run.
     "sd-turbo": Preset("stabilityai/sd-turbo", kernel="euler-ancestral"),
     "sdxl-turbo": Preset("stabilityai/sdxl-turbo", vae=FP16_VAE, kernel="euler-ancestral"),

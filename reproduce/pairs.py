@@ -16,7 +16,6 @@ tie, which no loss here can use, so it is refused.
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pickapic
-from common import check_finite, command_line, generator, plain, positive, provenance, writable_folder
+from common import Clock, check_finite, command_line, generator, plain, positive, provenance, writable_folder
 from data import read_pictures, read_prompts
 from fsalign_lib.kernels import build_kernel
 from fsalign_lib.latent import LatentModel
@@ -240,7 +239,7 @@ def build(builder: "Builder | pickapic.Import") -> None:
     """Write the pictures, about.json, and last pairs.jsonl."""
     if isinstance(builder, pickapic.Import):
         return pickapic.build(builder)
-    c, parts, started, processes = builder.config, builder.parts, time.time(), PartialState()
+    c, parts, clock, processes = builder.config, builder.parts, Clock(), PartialState()
     if processes.is_main_process:
         parts.begin()
     processes.wait_for_everyone()
@@ -254,7 +253,7 @@ def build(builder: "Builder | pickapic.Import") -> None:
         def about(counts: dict[str, int]) -> dict:
             pairs = counts["pairs"]
             kept = {"config": plain(c), "pairs": pairs, "ties": c.count - pairs}
-            return kept | {"winner_has_the_higher_utility": counts["right"] / max(pairs, 1), **provenance(started)}
+            return kept | {"winner_has_the_higher_utility": counts["right"] / max(pairs, 1), **provenance(clock)}
 
         parts.finish(firsts, about)
     processes.wait_for_everyone()

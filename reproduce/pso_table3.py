@@ -18,7 +18,7 @@ from tables import Row, Sampled
 
 LORA = {"pocket": "pocket-lcm", "full": "sdxl-lcm-lora"}
 RANK = {"rank": 32}  # PSO App. B.1, at full scale
-TUNING = pso_table1.TUNING.replace("the settings of Table 2", "the settings of Table 1")
+TUNING = "none: lr, updates and batch are those of Tables 1 and 2"
 
 TABLE = replace(
     pso_table1.TABLE,

@@ -11,7 +11,6 @@ python reproduce/<table>.py --threads 1 --only OTHER ROWS
 """
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import table_runs
 import targets
 from chunks import processes
 from claims import read_claims
-from common import ROOT, command_line, positive, writable_folder, write_json
+from common import ROOT, Clock, command_line, positive, writable_folder, write_json
 from curve_figures import draw
 from data import SETS
 from fsalign_lib.hub import REVISIONS
@@ -124,7 +123,7 @@ def run(ready: Ready) -> None:
             print()
             plan.run(plan.prepare(plan.PlanConfig(table=table.name, count=plan.divisor(table))))
         return
-    started, path = time.time(), config.out / f"{file_name(table.name, config)}.json"
+    clock, path = Clock(), config.out / f"{file_name(table.name, config)}.json"
     if work:
         for row in config.only:
             for seed in table_runs.row_seeds(table, row):
@@ -144,7 +143,7 @@ def run(ready: Ready) -> None:
         return
     if any(done.values()):
         cut = config.smoke or config.models == "tiny"
-        write_json(path, table_runs.gather(table, config.work, started, config.scale, cut))
+        write_json(path, table_runs.gather(table, config.work, clock, config.scale, cut))
     result = json.loads(path.read_text()) if path.exists() else None
     if result and table.figures:
         for name, sheet in table.figures(result).items():

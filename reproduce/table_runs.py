@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ import train_offline
 import train_online
 from chunks import processes
 from claims import read_claims, status
-from common import plain, provenance, writable_folder, write_json
+from common import Clock, plain, provenance, writable_folder, write_json
 from data import read_prompts
 from distill_config import DistillConfig
 from evaluate import compare, evaluate
@@ -386,21 +385,21 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     parts, this = work.folder / f"{path.stem}.parts", work.table.rows[row]
     if this.method:
         config, model = train(work, row, seed)
-        training, started = json.loads((config.out / "result.json").read_text()), time.time()
+        training, clock = json.loads((config.out / "result.json").read_text()), Clock()
         if this.sampled:
             model.guidance_scale = this.sampled.guidance[work.world.scale]
         cells = evaluate_cells(work, model, path.stem, parts, this.sampled)
     elif this.composed:
-        model, started = composed_model(work, row, seed), time.time()
+        model, clock = composed_model(work, row, seed), Clock()
         cells = evaluate_cells(work, model, path.stem, parts)
     elif this.sampled:
-        started = time.time()
+        clock = Clock()
         cells = evaluate_cells(work, sampled_model(work, row), path.stem, parts, this.sampled)
     else:
-        model, started = work.model.to(processes().device) if work.world.scale == "full" else work.model, time.time()
+        model, clock = work.model.to(processes().device) if work.world.scale == "full" else work.model, Clock()
         with model.reference():  # it may hold the weights of a row that was evaluated before
             cells = evaluate_cells(work, model, path.stem, parts)
-    finish(work, row, seed, started, training, cells)
+    finish(work, row, seed, clock, training, cells)
     if processes().is_main_process:
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -463,11 +462,11 @@ def evaluate_cells(
     return cells
 
 
-def finish(work: Work, row: str, seed: int | None, started: float, training: dict | None, cells: dict, **more) -> None:
+def finish(work: Work, row: str, seed: int | None, clock: Clock, training: dict | None, cells: dict, **more) -> None:
     """Write what was found of a run, with which it is done."""
     if processes().is_main_process:
         about = {"row": row, "seed": seed, "settings": settings(work, row, seed), "training": training}
-        found = {"evaluation": provenance(started), "cells": cells, **more}
+        found = {"evaluation": provenance(clock), "cells": cells, **more}
         write_json(run_path(work.folder, row, seed), about | found)
     processes().wait_for_everyone()
 
@@ -487,7 +486,7 @@ def build_pairs(work: Work) -> None:
         raise ValueError(f"{config.out} was built with other settings or weights: remove it, or choose another --work")
 
 
-def gather(table: Table, folder: Path, started: float, scale: str = "pocket", smoke: bool = False) -> dict:
+def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smoke: bool = False) -> dict:
     """The result of the table: what was run, and the status of each claim."""
     runs = []
     for row in table.rows:
@@ -495,7 +494,7 @@ def gather(table: Table, folder: Path, started: float, scale: str = "pocket", sm
             path = run_path(folder, row, seed)
             if path.exists():
                 runs.append(json.loads(path.read_text()))
-    result = {"table": table.name, "scale": scale, "smoke": smoke, **provenance(started)}
+    result = {"table": table.name, "scale": scale, "smoke": smoke, **provenance(clock)}
     pairs = shared_folder(table, folder) / "pairs" / "about.json"
     result["pairs"] = json.loads(pairs.read_text()) if pairs.exists() else None
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import distillation
 from claims import Claim, count, read_claims
-from common import ROOT, write_text
+from common import ROOT, core_seconds, write_text
 from table_runs import LAST, row_cells
 from tables import Row, Table
 
 PAPERS = Path(__file__).parent / "papers"
 NOT_RUN = "not run"
 ELSEWHERE = "not part of this project"
+ONE_SEED = (
+    "**One training seed a row.** The intervals are over prompts and pictures alone: they say how sure a difference "
+    "of these runs is, not whether another seed would show it."
+)
 
 
 def printed(table: Table) -> dict[tuple[str, str, int], dict[str, str]]:
@@ -200,12 +204,12 @@ def total(table: Table, result: dict | None) -> str:
 
 
 def hours(table: Table, result: dict | None) -> float | None:
-    """Of all runs, one after the other; the training of another table's runs is counted there."""
+    """Of all runs, core hours on a CPU; the training of another table's runs is counted there."""
     if not result or not result["runs"]:
         return None
     keys = ("evaluation",) if table.reads else ("training", "evaluation")
     parts = [result["pairs"]] + [run[key] for run in result["runs"] for key in keys]
-    return sum(part["wall_seconds"] for part in parts if part) / 3600
+    return sum(core_seconds(part) for part in parts if part) / 3600
 
 
 def memory(result: dict | None) -> float | None:
@@ -220,15 +224,18 @@ def page(table: Table, result: dict | None) -> str:
     """The whole Markdown page of a table; None: nothing was run."""
     unprinted = "The paper has no such table." if table.against else "The paper draws this."
     numbers = ("Paper: the printed value." if printed(table) else unprinted) + " Ours: mean"
-    if any(row.method for row in table.rows.values()):
-        numbers += f" ± standard deviation over {len(table.seeds)} training seeds"
+    seeds = len(table.seeds) if any(row.method for row in table.rows.values()) else 0
+    if seeds > 1:
+        numbers += f" ± standard deviation over {seeds} training seeds"
     if not result or result["scale"] == "pocket":
         numbers += ", on the pocket world: compare the differences, not the values"
     parts = [
         f"# {table.title}",
         f"Made by `python reproduce/{table.name}.py`; do not edit. {numbers}. A claim is "
-        "*reproduced* when the 95% paired bootstrap interval of its difference, over training seeds, prompts and "
-        "pictures, lies above 0, *contradicted* when it lies below, *inconclusive* when it holds 0.",
+        "*reproduced* when the 95% paired bootstrap interval of its difference, over "
+        f"{'training seeds, ' * (seeds > 1)}prompts and pictures, lies above 0, *contradicted* when it lies below, "
+        "*inconclusive* when it holds 0.",
+        *([ONE_SEED] if seeds == 1 else []),
         *([table.note] if table.note else []),
         f"**Claims: {total(table, result)}.**",
         tally(table, result),
@@ -265,9 +272,9 @@ def costs(table: Table, result: dict | None) -> str:
         body.append([told(row), *values])
     table_ = lines(["row", "samples", "reward queries", "training, hours", "KL of a step"], body)
     note = (
-        "Of one run, the mean over training seeds. Hours are core hours on a CPU. KL to the reference in nats, summed "
-        "over dimensions, the mean over the stochastic steps of the policy's own trajectories at the end of training, "
-        "with as many steps as it was trained with."
+        f"Of one run{', the mean over training seeds' * (len(table.seeds) > 1)}. Hours are core hours on a CPU. KL to "
+        "the reference in nats, summed over dimensions, the mean over the stochastic steps of the policy's own "
+        "trajectories at the end of training, with as many steps as it was trained with."
     )
     return f"## What it took\n\n{table_}\n\n{note}"
 
@@ -308,13 +315,16 @@ def about(result: dict) -> str:
     for run in result["runs"]:
         training, evaluation = run["training"], run["evaluation"]
         name = run["row"] if run["seed"] is None else f"{run['row']}, seed {run['seed']}"
-        minutes = [f"{part['wall_seconds'] / 60:.1f}" if part else "" for part in (training, evaluation)]
+        minutes = [f"{core_seconds(part) / 60:.1f}" if part else "" for part in (training, evaluation)]
         made = training or evaluation
         memory = max(part["peak_memory_mb"] for part in (training, evaluation) if part)
         body.append([name, *minutes, f"{memory} MB", f"{made['device']}, {made['threads']} threads", commit(made)])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     table = lines(["run", "training, min", "evaluation, min", "memory of the process", "device", "commit"], body)
-    beside = "Settings, commands and every picture's scores are in the JSON beside this page."
+    beside = (
+        "Minutes are CPU time, on a GPU or where none was recorded wall time. Settings, commands and every picture's "
+        "scores are in the JSON beside this page."
+    )
     return f"## Runs\n\n{table}\n\n{versions}. {beside}"
 
 

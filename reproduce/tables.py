@@ -30,6 +30,7 @@ class Row:
     full: dict = field(default_factory=dict)  # likewise, at full scale only
     metrics: tuple[str, ...] | None = None  # of the table, those that this row is compared in; None: all
     group: str | None = None  # rows that are compared with each other alone; None: with those of all groups
+    pocket: dict = field(default_factory=dict)  # settings at pocket scale only
     tuning: str = ""  # what was tried before the settings were fixed; the result carries it
     start: str | None = None  # the row whose trained weights this one goes on from; None: the table's model
     seeds: tuple[int, ...] | None = None  # training seeds; None: the table's
@@ -39,7 +40,7 @@ class Row:
     at_full: "Row | None" = None  # in its place at full scale
 
     def own(self, scale: str) -> dict:
-        return self.settings | (self.full if scale == "full" else {})
+        return self.settings | (self.full if scale == "full" else self.pocket)
 
     def steps_at(self, steps: int) -> int:
         """In how many steps it is sampled in a column of the table."""

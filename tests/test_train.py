@@ -186,13 +186,32 @@ def test_a_run_leaves_its_result_and_its_model(online, folder):
     train_online.run(setup)
     result = json.loads((setup.config.out / "result.json").read_text())
     assert len(result["history"]) == 4 and result["config"]["lr"] == 1e-3
-    assert {"command", "commit", "versions", "device", "wall_seconds", "peak_memory_mb"} <= result.keys()
+    about = {"command", "commit", "versions", "device", "wall_seconds", "cpu_seconds", "peak_memory_mb"}
+    assert about <= result.keys() and 0 < result["cpu_seconds"]
     assert list(setup.config.out.rglob("events.out.tfevents*"))
     again = models.load(folder)
     again.load_adapter(runs.last_checkpoint(setup.config.out))
     x, cond = torch.randn(1, *again.latent_shape), again.encode_prompts(["a cat"])
     with torch.no_grad():
         assert torch.equal(again.predict_eps(x, 500, cond), setup.model.predict_eps(x, 500, cond))
+
+
+@pytest.mark.parametrize(
+    "before,cpu", [({"wall_seconds": 900.0, "cpu_seconds": 70.0}, 70), ({"wall_seconds": 900.0}, 900)]
+)
+def test_time_adds_up_over_resumes(online, before, cpu):
+    """A state that an older version wrote has no CPU time: its wall time stands in."""
+    begun = online(save_every=1)
+    next(train_online.train(begun))
+    state = runs.last_checkpoint(begun.config.out) / "state.json"
+    content = json.loads(state.read_text())
+    assert content.keys() >= {"wall_seconds", "cpu_seconds"}
+    kept = {k: v for k, v in content.items() if k not in ("wall_seconds", "cpu_seconds")}
+    state.write_text(json.dumps(kept | before))
+    resumed = online(save_every=1, resume=True)
+    next(train_online.train(resumed))
+    found = json.loads((runs.last_checkpoint(resumed.config.out) / "state.json").read_text())
+    assert 900 <= found["wall_seconds"] < 960 and cpu <= found["cpu_seconds"] < cpu + 30
 
 
 def test_non_finite_values_name_prompt_and_seed(online, offline):

@@ -19,7 +19,7 @@ from fsalign_lib.pocket.fit import fit
 from fsalign_lib.pocket.student import guided_x0, predict_x0
 from fsalign_lib.schedules import NoiseSchedule, lcm_timesteps
 
-STEPS = 2_000
+STEPS = 400
 BATCH = 32
 LEARNING_RATE = 1e-3
 EMA_DECAY = 0.95  # LCM's

@@ -50,7 +50,7 @@ class Course:
 
 
 STUDENT = Course("student")
-DMD_LORA = Course("dmd-lora", lora=True, regression_steps=300, regression_lr=1e-3, matching_steps=300, matching_lr=5e-4)
+DMD_LORA = Course("dmd-lora", lora=True, regression_steps=200, regression_lr=1e-3, matching_steps=300, matching_lr=5e-4)
 
 
 class Prompts:
