@@ -12,14 +12,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from chunks import Chunks, processes
+from diversity import Manifold
 from fsalign_lib.frechet import Moments, gaussian_frechet
 from fsalign_lib.latent import LatentModel
+from fsalign_lib.manifold import K
 from fsalign_lib.metrics import Interval
 from fsalign_lib.pocket.captions import parse
 from fsalign_lib.rollout import rollout, seeded_noise
-from scoring import DEFAULT_METRICS, Frechet, Metric, load_metrics
+from scoring import DEFAULT_METRICS, SOMETIMES, WITHIN_PROMPTS, Frechet, Metric, load_metrics
 
-Metrics = Mapping[str, Metric | Frechet]
+Metrics = Mapping[str, Metric | Frechet | Manifold]
 
 EVALUATION = -1  # in the place of the training round in `seeded_noise`
 RESAMPLES, CELLS = 10_000, 20_000_000  # of a bootstrap; and, for many prompts, of its table at most
@@ -56,11 +58,14 @@ def check(prompts: Sequence[str], seeds: Sequence[int], metrics: Sequence[str] |
     """Raise a ValueError where there is nothing to score, or a metric cannot be had from it."""
     if not prompts or not seeds:
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one of each")
-    if "diversity" in metrics and len(seeds) < 2:
-        raise ValueError("diversity needs 2 seeds or more for each prompt: give more seeds, or leave the metric out")
+    for name in WITHIN_PROMPTS:
+        if name in metrics and len(seeds) < 2:
+            raise ValueError(f"{name} needs 2 seeds or more for each prompt: give more seeds, or leave the metric out")
+    if {"precision", "recall"} & set(metrics) and len(prompts) * len(seeds) <= K:
+        raise ValueError(f"precision and recall need more than {K} pictures: give more prompts or seeds")
     if "fid" in metrics and len(prompts) * len(seeds) < 2:
         raise ValueError("fid needs 2 pictures or more, and thousands to mean something: give more prompts or seeds")
-    if "accuracy" in metrics:
+    if {"accuracy", "modes", "precision", "recall"} & set(metrics):
         for prompt in prompts:
             parse(prompt)
 
@@ -76,11 +81,11 @@ def score(images: Tensor, prompts: Sequence[str], seeds: Sequence[int], metrics:
     """
     images, names, found = images.flatten(0, 1), [prompt for prompt in prompts for _ in seeds], {}
     for name, metric in metrics.items():
-        of_all = isinstance(metric, Frechet)
+        of_all = isinstance(metric, (Frechet, Manifold))
         with torch.no_grad():
             values = metric.features(images) if of_all else metric(images, names).float().cpu()
         bad = ~values.reshape(len(values), -1).isfinite().all(1)
-        if name != "accuracy" and bool(bad.any()):
+        if name not in SOMETIMES and bool(bad.any()):
             row = int(bad.nonzero()[0, 0])
             where = f"prompt {names[row]!r} (seed {seeds[row % len(seeds)]})"
             raise FloatingPointError(f"metric {name} is {values[row].sum().item()} for {where}: look at its picture")
@@ -97,13 +102,18 @@ def gather(
     metrics: Metrics,
 ) -> dict:
     """The result of `evaluate` from what `score` gave for its prompts, some at a time, in their order."""
-    scores: dict[str, list] = {name: [] for name, metric in metrics.items() if not isinstance(metric, Frechet)}
     moments = {name: Moments(metric.dimensions) for name, metric in metrics.items() if isinstance(metric, Frechet)}
+    kept: dict[str, list[Tensor]] = {name: [] for name, metric in metrics.items() if isinstance(metric, Manifold)}
+    scores: dict[str, list] = {name: [] for name in metrics if name not in moments}
     for part in parts:
-        for name in scores:
-            scores[name] += [[None if v != v else round(v, 5) for v in row] for row in part[name].tolist()]
+        for name in scores.keys() - kept.keys():
+            scores[name] += rounded(part[name])
         for name in moments:
             moments[name].add(part[name])
+        for name in kept:
+            kept[name].append(part[name])
+    for name, features in kept.items():
+        scores[name] = rounded(metrics[name].scores(torch.cat(features), prompts, len(seeds)))
     result = {
         "kernel": kernel,
         "steps": steps,
@@ -117,6 +127,10 @@ def gather(
         result["means"][name] = gaussian_frechet(here, there)
         result[name] = {"pictures": here.count, "reference": there.count, "dimensions": len(here.mean)}
     return result
+
+
+def rounded(scores: Tensor) -> list[list[float | None]]:
+    return [[None if v != v else round(v, 5) for v in row] for row in scores.tolist()]
 
 
 def evaluate(
