@@ -41,7 +41,7 @@ def test_manifold_by_definition(k):
 
 
 def test_precision_and_recall_of_what_is_known():
-    """Two modes, one of them dropped: all that is drawn is right, and half is missing; the other way round for noise."""
+    """Of two modes one is dropped: all that is drawn is right, and half is missing."""
     rng = np.random.default_rng(0)
     real = rng.normal(size=(400, 2)) * 0.1 + np.repeat([[0, 0], [5, 5]], 200, axis=0)
     one = rng.normal(size=(400, 2)) * 0.1
