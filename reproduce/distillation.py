@@ -1,7 +1,7 @@
 """The third part of the registry (see recipes.py): losses of `train_distill.py`, and their settings at each scale."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,24 @@ def _with_rewards(loss: Tensor, found: dict, data: Matched, c: Any, weight) -> t
 DISTILL = {"diff-instruct": kl, "dipp": kl, "sim": score_divergence, "distar": score_divergence}
 THROUGH_INPUTS = ("sim", "distar")  # their gradient flows through the inputs of teacher and assistant
 WITH_REWARD = ("dipp", "distar")
+
+
+def cost(config: Mapping[str, Any]) -> dict[str, int]:
+    """What a run with these settings asks of its networks: samples through one of them, forward and backward.
+
+    An update of the assistant: a sample of the student, forward alone, and the assistant, both ways. Of the student:
+    itself both ways, the assistant, and the teacher, twice where there is guidance; with SIM and DI* backward too.
+    """
+    c, through = config, config["method"] in THROUGH_INPUTS
+    in_reference = c["guidance_by"] == "reference"
+    guided = c["guidance"] != (1 if in_reference else 0)
+    followed = c["updates"] * c["assistant_updates"] + c["warmup"]
+    forward = 2 * followed + c["updates"] * (3 + guided)
+    backward = followed + c["updates"] * (1 + through * (2 + (guided and in_reference)))
+    reward = c["updates"] * c["batch"] if c["reward"] and c["reward_scale"] else 0
+    calls = {"forward": forward * c["batch"], "backward": backward * c["batch"], "reward": reward}
+    return {"updates": c["updates"], "batch": c["batch"]} | calls
+
 
 OURS, TRIAL = "own choice", "own tuning at pocket scale"
 BUILD = "as the pocket's own distillation (fsalign_lib/pocket/student.py)"

@@ -34,9 +34,16 @@ def picture_noise(prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int
 
 
 @torch.no_grad()
-def sample(model: LatentModel, kernel_name: str | None, steps: int, prompts: Sequence[str], seeds: Sequence[int]):
+def sample(
+    model: LatentModel,
+    kernel_name: str | None,
+    steps: int,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    eta: float = 1.0,
+) -> Tensor:
     """Pictures in [0, 1] of each prompt and seed.  # (len(prompts), len(seeds), 3, H, W)"""
-    kernel = model.sampler(steps, kernel_name)
+    kernel = model.sampler(steps, kernel_name, eta)
     noise = picture_noise(prompts, seeds, model.latent_shape, steps + 1).flatten(0, 1).to(model.device)
     cond = model.encode_prompts(prompts).repeat_interleave(len(seeds), 0)
     return model.decode(rollout(model, kernel, cond, noise).final).unflatten(0, (-1, len(seeds)))
@@ -143,6 +150,7 @@ def evaluate(
     batch: int = 64,
     progress: str | None = None,
     folder: Path | None = None,
+    eta: float = 1.0,
 ) -> dict:
     """Score a picture for each prompt and seed.
 
@@ -153,6 +161,7 @@ def evaluate(
         progress: title of a progress bar.
         folder: where to keep what is done: all processes of the launcher share the work, and it goes on where it was
             stopped. Remove it when the result is written.
+        eta: of DDIM.
 
     Returns:
         {"kernel", "steps", "seeds", "prompts", "scores": {metric: a list for each prompt, a number for each seed,
@@ -172,7 +181,7 @@ def evaluate(
 
     def part(index: int) -> dict[str, Tensor]:
         few = list(prompts[index * some : (index + 1) * some])
-        return score(sample(model, kernel_name, steps, few, seeds), few, seeds, metrics)
+        return score(sample(model, kernel_name, steps, few, seeds, eta), few, seeds, metrics)
 
     if folder is None:
         parts = map(part, tqdm(range(count), desc=progress, disable=progress is None))

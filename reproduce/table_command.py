@@ -20,6 +20,7 @@ from typing import Literal
 import tyro
 
 import curve_runs
+import distillation
 import recipes
 import table_runs
 from chunks import processes
@@ -32,7 +33,7 @@ from fsalign_lib.plotting import save
 from fsalign_lib.presets import PRESETS, split
 from pairs import FullPairConfig, PairConfig
 from table_text import total, write_pages
-from tables import Table, World
+from tables import Row, Table, World
 
 SHOWN = 6  # missing runs named
 RESULTS = ROOT / "reproduce" / "results"
@@ -126,7 +127,7 @@ def run(ready: Ready) -> None:
     if work:
         for row in config.only:
             for seed in table_runs.row_seeds(table, row):
-                if seed is None or seed in config.seeds:
+                if seed in (None, *config.seeds) or table.rows[row].seeds:
                     (curve_runs if table.curve else table_runs).do_run(work, row, seed)
     done = {
         (row, seed): table_runs.run_path(config.work, row, seed).exists()
@@ -153,13 +154,14 @@ def run(ready: Ready) -> None:
 
 def description(table: Table, scale: str) -> str:
     """Rows, recipes with their sources, and claims."""
+    table = table.at(scale)
     parts = [f"{table.title}, scale {scale}", f"training seeds {', '.join(map(str, table.seeds))}"]
     sets = (f"{getattr(prompts, scale)} for {prompts.title}" for prompts in table.prompts.values())
     parts.append("prompts: " + "; ".join(sets))
     for name, row in table.rows.items():
-        parts.append(f"\nrow {name}: {row.title}" + (f" ({row.method})" if row.method else ", the model as it is"))
+        parts.append(f"\nrow {name}: {row.title}" + what(row, scale))
         if row.method:
-            parts.append(recipes.describe(row.method, scale, row.own(scale)))
+            parts.append(recipes.describe(row.method, scale, own_settings(table, row, scale)))
     if any(row.method in recipes.OFFLINE for row in table.rows.values()):
         parts.append(f"\npairs for offline methods: {PairConfig() if scale == 'pocket' else FullPairConfig()}")
     if scale == "full":
@@ -170,10 +172,34 @@ def description(table: Table, scale: str) -> str:
     return "\n".join(parts)
 
 
+def what(row: Row, scale: str) -> str:
+    """Which model a row is, in a few words."""
+    if row.elsewhere:
+        return ", not part of this project: the paper's number alone"
+    if row.method:
+        return f" ({row.method})"
+    if s := row.sampled:
+        return (
+            f", {s.models[scale]} as it is: {s.kernel}, {s.steps} steps, eta {s.eta:g}, guidance {s.guidance[scale]:g}"
+        )
+    return ", the model as it is"
+
+
+def own_settings(table: Table, row: Row, scale: str) -> dict:
+    """Those of the table and of the row, in the place of the recipe's."""
+    own = row.own(scale)
+    if row.method not in distillation.DISTILL:
+        return own
+    trained = row.start and table.rows[row.start].method
+    start = f"the run of row {row.start}" if trained else None
+    return {"model": table.models[scale], "teacher": table.teachers[scale], "start": start} | own
+
+
 def weights(table: Table) -> list[str]:
     """Of the models that the rows start from and are taught by, as lines."""
     lines = []
-    for name in dict.fromkeys([table.models["full"], table.teachers.get("full", table.models["full"])]):
+    sampled = [row.sampled.models["full"] for row in table.rows.values() if row.sampled]
+    for name in dict.fromkeys([table.models["full"], table.teachers.get("full", table.models["full"]), *sampled]):
         preset = PRESETS[name]
         for source in (preset.pipeline, preset.network, preset.lora, preset.vae):
             if isinstance(source, str):
@@ -207,7 +233,7 @@ def command(table: Table, smoke: World, doc: str | None, argv: Sequence[str] | N
     """The command line of a table's script."""
     command_line(
         lambda args: parse(args, doc),
-        lambda config: prepare(table, config, choose_world(config, smoke)),
+        lambda config: prepare(table.at(config.scale), config, choose_world(config, smoke)),
         run,
         argv,
     )

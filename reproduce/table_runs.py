@@ -16,14 +16,17 @@ from pathlib import Path
 import torch
 
 import curves
+import distillation
 import pairs as pair_files
 import recipes
+import train_distill
 import train_offline
 import train_online
 from chunks import processes
 from claims import read_claims, status
 from common import plain, provenance, writable_folder, write_json
 from data import read_prompts
+from distill_config import DistillConfig
 from evaluate import compare, evaluate
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.models import load
@@ -33,8 +36,10 @@ from fsalign_lib.rewards import REWARDS
 from fsalign_lib.twins import save_reward_twin, save_twin
 from pairs import FullPairConfig, PairConfig
 from runs import Run, TrainConfig, defaults, make_config
+from sampling import OnlineConfig
 from scoring import Metric, load_metrics
-from tables import Table, World
+from tables import Row, Sampled, Table, World
+from train_offline import OfflineConfig
 
 NETWORKS = (
     *("teacher", "student", "vae", "text_encoder", "eye", "classifier"),
@@ -94,10 +99,11 @@ def model_dtype(table: Table, world: World) -> torch.dtype:
 
 def make_twins(table: Table, hub: Path) -> None:
     """Write the twins of all that the table reads at full scale, and have it read them."""
-    rewards = {row.settings.get("reward", "pickscore") for row in table.rows.values()}
+    rewards = {"pickscore", *(row_reward(row) for row in table.rows.values())} - {None}
     rewards |= set(table.metric_names("full", pictures=2)) & set(REWARDS["full"])
     if processes().is_main_process:
-        for model in (table.models["full"], table.teachers.get("full")):
+        sampled = (row.sampled.models["full"] for row in table.rows.values() if row.sampled)
+        for model in dict.fromkeys((table.models["full"], table.teachers.get("full"), *sampled)):
             if model is not None:
                 save_twin(model, hub)
         for reward in {*rewards, "aesthetic"}:  # whose network diversity reads
@@ -106,9 +112,17 @@ def make_twins(table: Table, hub: Path) -> None:
     os.environ["FSALIGN_HUB"] = str(hub)
 
 
+def row_reward(row: Row) -> str | None:
+    """What scores a row's pictures in its training at full scale."""
+    recipe = recipes.RECIPES[row.method, "full"] if row.method else {}
+    return row.own("full").get("reward", recipe.get("reward", (None,))[0])
+
+
 def samples(config: TrainConfig) -> int:
     """Pictures that a run trains on: its own samples, or those of its pairs."""
-    if isinstance(config, train_online.OnlineConfig):
+    if isinstance(config, DistillConfig):
+        return config.batch * (config.updates * (1 + config.assistant_updates) + config.warmup)
+    if isinstance(config, OnlineConfig):
         return 2 * config.rounds * config.pairs
     return 2 * config.updates * config.batch
 
@@ -134,7 +148,11 @@ def digest(folder: Path) -> str:
 
 
 def row_seeds(table: Table, row: str) -> tuple[int | None, ...]:
-    return table.seeds if table.rows[row].method else (None,)
+    """Of its training runs; one None where there is nothing to train, none where there is nothing to run."""
+    about = table.rows[row]
+    if about.elsewhere:
+        return ()
+    return (about.seeds or table.seeds) if about.method else (None,)
 
 
 def run_path(folder: Path, row: str, seed: int | None) -> Path:
@@ -146,19 +164,37 @@ def note_path(folder: Path, row: str, seed: int | None) -> Path:
     return folder / f"{row}-{seed}" / "settings.json"
 
 
+def config_type(method: str) -> type[TrainConfig]:
+    if method in distillation.DISTILL:
+        return DistillConfig
+    return OnlineConfig if method in recipes.ONLINE else OfflineConfig
+
+
 def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     """The recipe of the row's method at this scale, the row's own settings, and the world's."""
     table, world, method = work.table, work.world, work.table.rows[row].method
-    online = method in recipes.ONLINE
+    kind = config_type(method)
     fixed = {"out": work.folder / f"{row}-{seed}", "seed": seed, "resume": True}
     fixed["model"] = world.model or table.models[world.scale]
-    if not online:
+    if kind is OfflineConfig:
         fixed["pairs"] = work.folder / "pairs"
     elif world.training_prompts:
         fixed["prompts"] = world.training_prompts
-    config_type = train_online.OnlineConfig if online else train_offline.OfflineConfig
+    if kind is DistillConfig:
+        fixed["teacher"] = world.teacher or table.teachers[world.scale]
+        start = start_of(table, row, seed)
+        fixed["start"] = work.folder / f"{start[0]}-{start[1]}" if start else None
     given = fixed | table.rows[row].own(world.scale) | world.settings.get(method, {})
-    return make_config(config_type, method, world.scale, **given, threads=work.threads)
+    return make_config(kind, method, world.scale, **given, threads=work.threads)
+
+
+def start_of(table: Table, row: str, seed: int) -> tuple[str, int] | None:
+    """The run, (row, seed), whose weights a run goes on from: that of its own seed, or the only one that there is."""
+    start = table.rows[row].start
+    if start is None or table.rows[start].method is None:
+        return None
+    seeds = row_seeds(table, start)
+    return start, seed if seed in seeds else seeds[0]
 
 
 def pair_config(work: Work) -> PairConfig | FullPairConfig:
@@ -192,19 +228,23 @@ def settings(work: Work, row: str, seed: int | None) -> dict:
         "prompts": work.prompts,
     }
     method = work.table.rows[row].method
+    if work.table.rows[row].sampled:
+        about["sampled"] = plain(work.table.rows[row].sampled)
     if method is None:
         return about
     config = training_config(work, row, seed)
     about["training"] = {key: value for key, value in plain(config).items() if key not in free_settings(config)}
     if method in recipes.OFFLINE:
         about["pairs"] = pair_settings(work)
+    if start := start_of(work.table, row, seed):
+        about["start"] = settings(work, *start)["training"]
     return about
 
 
 def free_settings(config: TrainConfig) -> tuple[str, ...]:
     """What numbers do not depend on; here how long a run is belongs to its numbers."""
     free = [name for name in Run.FREE if name not in ("rounds", "updates")]
-    return (*free, "pairs") if config.method in recipes.OFFLINE else tuple(free)
+    return (*free, "pairs", "start")  # folders; what lies in them has settings of its own
 
 
 def known_settings(work: Work, row: str, seed: int | None, before: dict) -> dict:
@@ -231,7 +271,10 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         print(f"{path.stem} is done")
         return
     parts = work.folder / f"{path.stem}.parts"
-    if work.table.rows[row].method is None:
+    if sampled := work.table.rows[row].sampled:
+        started = time.time()
+        cells = evaluate_cells(work, sampled_model(work, sampled), path.stem, parts, sampled)
+    elif work.table.rows[row].method is None:
         model, started = work.model.to(processes().device) if work.world.scale == "full" else work.model, time.time()
         with model.reference():  # it may hold the weights of a row that was evaluated before
             cells = evaluate_cells(work, model, path.stem, parts)
@@ -246,11 +289,17 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
 
 def train(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
     """To the end, from where it was stopped; the result is then in the folder of the run."""
+    start = start_of(work.table, row, seed)
+    if start and not (work.folder / f"{start[0]}-{start[1]}" / "result.json").exists():
+        train(work, *start)
     config = training_config(work, row, seed)
     if processes().is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)
         write_json(note_path(work.folder, row, seed), {"settings": settings(work, row, seed)})
-    if config.method in recipes.ONLINE:
+    if isinstance(config, DistillConfig):
+        setup = train_distill.prepare(config, reward=work.world.reward if config.reward else None)
+        train_distill.run(setup)
+    elif isinstance(config, OnlineConfig):
         setup = train_online.prepare(config, reward=work.world.reward)
         train_online.run(setup)
     else:
@@ -260,14 +309,25 @@ def train(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
     return config, setup.model
 
 
-def evaluate_cells(work: Work, model: LatentModel, title: str, parts: Path) -> dict[str, dict]:
+def sampled_model(work: Work, sampled: Sampled) -> LatentModel:
+    """Another model than the table's; its precision is that of the rows."""
+    name = (work.world.teacher or work.world.model) or sampled.models[work.world.scale]
+    model = load(name, model_dtype(work.table, work.world))
+    model.guidance_scale = sampled.guidance[work.world.scale]
+    return model.to(processes().device) if work.world.scale == "full" else model
+
+
+def evaluate_cells(
+    work: Work, model: LatentModel, title: str, parts: Path, sampled: Sampled | None = None
+) -> dict[str, dict]:
     """The model on each prompt set at each number of steps; at full scale what is done is kept in `parts`."""
-    cells = {}
+    cells, how = {}, {"eta": sampled.eta} if sampled else {}
+    kernel = sampled.kernel if sampled else work.table.kernel
     for name, prompts in work.prompts.items():
-        for steps in work.table.steps:
+        for steps in (sampled.steps,) if sampled else work.table.steps:
             kept = {"progress": f"{title}: {name}, {steps} steps"}
             kept["folder"] = parts / f"{name}-{steps}" if work.world.scale == "full" else None
-            found = evaluate(model, work.table.kernel, steps, prompts, range(work.pictures), work.metrics, **kept)
+            found = evaluate(model, kernel, steps, prompts, range(work.pictures), work.metrics, **kept, **how)
             cells[f"{name}-{steps}"] = {key: value for key, value in found.items() if key != "prompts"}
     return cells
 
@@ -316,11 +376,18 @@ def gather(table: Table, folder: Path, started: float, scale: str = "pocket", sm
             history = run["training"]["history"]
             run["training"]["queries"] = sum(record.get("queries", 0) for record in history) or None
             run["training"]["history"] = history[-1:]
+            if run["training"]["config"]["method"] in distillation.DISTILL:
+                run["training"]["cost"] = distillation.cost(run["training"]["config"])
     return result | {"claims": decide(table, runs, result["prompts"]), "runs": runs}
 
 
-def row_cells(table: Table, runs: list[dict], row: str, cell: str) -> list[dict] | None:
-    """The evaluations of a row, in the order of its training seeds; None while one of them is missing."""
+def row_cells(table: Table, runs: list[dict], row: str, prompts: str, steps: int) -> list[dict] | None:
+    """The evaluations of a row, in the order of its training seeds; None while one of them is missing.
+
+    Args:
+        steps: of the column; a row that is sampled in a way of its own has the same in each.
+    """
+    cell = f"{prompts}-{table.rows[row].steps_at(steps)}"
     found = {run["seed"]: run["cells"][cell] for run in runs if run["row"] == row}
     seeds = row_seeds(table, row)
     return [found[seed] for seed in seeds] if set(seeds) <= set(found) else None
@@ -330,11 +397,12 @@ def decide(table: Table, runs: list[dict], prompts: dict | None) -> list[dict]:
     """[{"id", "status", and the interval of (above - below) where there is one}]"""
     statuses = []
     for claim in read_claims(table.id):
-        cell = f"{claim.prompts}-{claim.steps}"
-        above, below = (row_cells(table, runs, row, cell) for row in (claim.above, claim.below))
+        where = claim.prompts, claim.steps
+        above, below = (row_cells(table, runs, row, *where) for row in (claim.above, claim.below))
         interval = None
         if above and below:
-            named = ([{**one, "prompts": prompts[claim.prompts]} for one in side] for side in (above, below))
+            same = {"prompts": prompts[claim.prompts], "steps": claim.steps}
+            named = ([{**one, **same} for one in side] for side in (above, below))
             interval = compare(*named, claim.metric)
         statuses.append({"id": claim.id, "status": status(interval)} | (interval._asdict() if interval else {}))
     return statuses

@@ -5,6 +5,7 @@ import re
 import statistics
 from pathlib import Path
 
+import distillation
 from claims import Claim, count, read_claims
 from common import ROOT, write_text
 from table_runs import row_cells
@@ -12,6 +13,7 @@ from tables import Row, Table
 
 PAPERS = Path(__file__).parent / "papers"
 NOT_RUN = "not run"
+ELSEWHERE = "not part of this project"
 
 
 def printed(table: Table) -> dict[tuple[str, str, int], dict[str, str]]:
@@ -23,9 +25,11 @@ def printed(table: Table) -> dict[tuple[str, str, int], dict[str, str]]:
         return {(line["prompts"], line["row"], int(line["steps"])): line for line in csv.DictReader(file)}
 
 
-def ours(table: Table, result: dict | None, row: str, cell: str, metric: str, decimals: int) -> str:
-    """ "22.40 ± 0.02": mean and standard deviation over training seeds."""
-    cells = row_cells(table, result["runs"], row, cell) if result else None
+def ours(table: Table, result: dict | None, row: str, cell: tuple[str, int], metric: str, decimals: int) -> str:
+    """ "22.40 ± 0.02": mean and standard deviation over training seeds. A cell is (prompts, steps)."""
+    if table.rows[row].elsewhere:
+        return ELSEWHERE
+    cells = row_cells(table, result["runs"], row, *cell) if result else None
     if not cells:
         return NOT_RUN
     means = [found["means"][metric] for found in cells]
@@ -65,17 +69,19 @@ def groups(table: Table) -> dict[str | None, dict[str, Row]]:
 def section(table: Table, result: dict | None, prompts: str, steps: int) -> str:
     """One prompt set at one number of steps: the paper's values, ours, and each claim's status."""
     own = getattr(table.prompts[prompts], result["scale"] if result else "pocket")
-    parts = [f"## {table.prompts[prompts].title} (here `{own}`), {steps} step{'s' * (steps > 1)}"]
+    of_all = not any(row.sampled for row in table.rows.values())
+    columns = f", {steps} step{'s' * (steps > 1)}" if of_all else ""
+    parts = [f"## {table.prompts[prompts].title} (here `{own}`){columns}"]
     for group, rows in groups(table).items():
         parts += [f"### {group}"] if group and len(table.metrics) > 1 else []
         parts.append(comparison(table, result, prompts, steps, rows))
-    beside = beside_lines(table, result, f"{prompts}-{steps}")
+    beside = beside_lines(table, result, (prompts, steps))
     return "\n\n".join(parts + ([beside] if beside else []))
 
 
 def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows: dict[str, Row]) -> str:
     """Rows that are compared with each other, metric by metric."""
-    cell, paper = f"{prompts}-{steps}", printed(table)
+    cell, paper = (prompts, steps), printed(table)
     claims = {}
     for claim in read_claims(table.id):
         if (claim.prompts, claim.steps) == (prompts, steps) and {claim.above, claim.below} <= rows.keys():
@@ -87,10 +93,10 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
         for number, (name, row) in enumerate(rows.items()):
             if metric not in shown:
                 continue
-            values = [paper[prompts, name, steps][metric]] if paper else []
+            values = [paper.get((prompts, name, row.steps_at(steps)), {}).get(metric, "")] if paper else []
             values.append(ours(table, result, name, cell, metric, decimals))
             for other in against:
-                later = number > list(rows).index(other)
+                later = number > list(rows).index(other) and not row.elsewhere
                 values.append(verdict(claims.get((metric, name, other)), result, decimals) if later else "")
             body.append([label, row.title, *values])
     word = "better than" if table.lower else "above"
@@ -98,7 +104,7 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
     return lines(["metric", "row", *numbers, *(f"{word} {rows[name].title}" for name in against)], body)
 
 
-def beside_lines(table: Table, result: dict | None, cell: str) -> str | None:
+def beside_lines(table: Table, result: dict | None, cell: tuple[str, int]) -> str | None:
     """What the paper does not have, on the same pictures."""
     scale = result["scale"] if result else "pocket"
     runs = result["runs"] if result else []
@@ -109,6 +115,7 @@ def beside_lines(table: Table, result: dict | None, cell: str) -> str | None:
     body = [
         [told(row), *(ours(table, result, name, cell, metric, d) for metric, (_, d) in shown.items())]
         for name, row in table.rows.items()
+        if not row.elsewhere
     ]
     table_ = lines(["row", *(label for label, _ in shown.values())], body)
     return f"Beside the paper's metrics, on the same pictures:\n\n{table_}"
@@ -178,6 +185,8 @@ def page(table: Table, result: dict | None) -> str:
         parts += [f"![{sheet.caption}]({stem}-{name}.png)" for name, sheet in table.figures(result).items()]
     if table.curve:
         parts.append(costs(table, result))
+    elif any(row.method in distillation.DISTILL for row in table.rows.values()):
+        parts.append(distill_costs(table, result))
     parts += [section(table, result, prompts, steps) for prompts in table.prompts for steps in table.steps]
     return "\n\n".join(parts + ([about(result)] if result else [])) + "\n"
 
@@ -201,6 +210,36 @@ def costs(table: Table, result: dict | None) -> str:
         "with as many steps as it was trained with."
     )
     return f"## What it took\n\n{table_}\n\n{note}"
+
+
+def distill_costs(table: Table, result: dict | None) -> str:
+    """What each distilled row took, beside what the generator that it starts from had taken."""
+    body = []
+    for name, row in table.rows.items():
+        if row.method not in distillation.DISTILL:
+            continue
+        made = [run["training"] for run in result["runs"] if run["row"] == name] if result else []
+        values = [NOT_RUN] * 5
+        if made:
+            cost = made[0]["cost"]  # the same for each seed
+            calls = (cost["forward"] / cost["updates"], cost["backward"] / cost["updates"])
+            minutes = statistics.mean(one["wall_seconds"] for one in made) / 60
+            size = max(one["peak_memory_mb"] for one in made) / 1024
+            values = [
+                f"{cost['updates']} x {cost['batch']}",
+                "{:.0f} + {:.0f}".format(*calls),
+                f"{cost['reward']}",
+                f"{minutes:.1f}",
+                f"{size:.1f} GB",
+            ]
+        body.append([told(row), *values])
+    header = ["row", "updates x batch", "network calls an update", "reward queries", "training, min", "memory"]
+    note = (
+        "Of one run. A network call is one sample through one network, forward + backward, the assistant's updates "
+        "and its warm-up counted in. Minutes are the mean over training seeds, of the wall clock; memory is the peak "
+        "of the process."
+    )
+    return f"## What it took\n\n{lines(header, body)}\n\n{note}"
 
 
 def about(result: dict) -> str:

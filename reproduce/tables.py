@@ -1,11 +1,22 @@
 """What a table of a paper compares, declared: rows, prompts, metrics; and the world that it is made in."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pairs import Utility
 from sampling import Reward
 from scoring import METRICS, Metric
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Another model than the table's, as it is, sampled in a way of its own: the teacher of a one-step generator."""
+
+    models: dict[str, str]  # scale -> the model
+    steps: int
+    guidance: dict[str, float]  # scale -> classifier-free guidance
+    kernel: str = "ddim"
+    eta: float = 0.0  # of DDIM
 
 
 @dataclass(frozen=True)
@@ -18,9 +29,18 @@ class Row:
     full: dict = field(default_factory=dict)  # likewise, at full scale only
     metrics: tuple[str, ...] | None = None  # of the table, those that this row is compared in; None: all
     group: str | None = None  # rows that are compared with each other alone; None: with those of all groups
+    start: str | None = None  # the row whose trained weights this one goes on from; None: the table's model
+    seeds: tuple[int, ...] | None = None  # training seeds; None: the table's
+    sampled: Sampled | None = None  # with method None: not the table's model
+    elsewhere: bool = False  # a model that is not part of this project: the paper's number alone
+    at_full: "Row | None" = None  # in its place at full scale
 
     def own(self, scale: str) -> dict:
         return self.settings | (self.full if scale == "full" else {})
+
+    def steps_at(self, steps: int) -> int:
+        """In how many steps it is sampled in a column of the table."""
+        return self.sampled.steps if self.sampled else steps
 
 
 @dataclass(frozen=True)
@@ -85,6 +105,11 @@ class Table:
     @property
     def id(self) -> str:
         return self.name.replace("_", "-")
+
+    def at(self, scale: str) -> "Table":
+        """With the rows that it has at this scale."""
+        full = {name: row.at_full or row for name, row in self.rows.items()}
+        return replace(self, rows=full) if scale == "full" else self
 
     def metric_names(self, scale: str, pictures: int) -> tuple[str, ...]:
         """What pictures are scored by: what can be had here, and is not derived from other scores (see curves)."""
