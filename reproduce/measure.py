@@ -1,6 +1,8 @@
 """What `evaluate.py` and the tables measure: pictures of a model under fixed noise, scores, paired comparisons."""
 
 import os
+import statistics
+import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +21,13 @@ from fsalign_lib.manifold import K
 from fsalign_lib.metrics import Interval
 from fsalign_lib.pocket.captions import parse
 from fsalign_lib.rollout import rollout, seeded_noise
+from memory import peak_over
 from scoring import DEFAULT_METRICS, SOMETIMES, WITHIN_PROMPTS, Frechet, Metric, load_metrics
 
 Metrics = Mapping[str, Metric | Frechet | Manifold]
 
+COSTS = ("seconds", "memory")  # of `sampling_cost`
+PICTURES_TIMED = 5
 EVALUATION = -1  # in the place of the training round in `seeded_noise`
 RESAMPLES, CELLS = 10_000, 20_000_000  # of a bootstrap; and, for many prompts, of its table at most
 
@@ -47,6 +52,33 @@ def sample(
     noise = picture_noise(prompts, seeds, model.latent_shape, steps + 1).flatten(0, 1).to(model.device)
     cond = model.encode_prompts(prompts).repeat_interleave(len(seeds), 0)
     return model.decode(rollout(model, kernel, cond, noise).final).unflatten(0, (-1, len(seeds)))
+
+
+def sampling_cost(
+    model: LatentModel, kernel_name: str | None, steps: int, prompts: Sequence[str], eta: float = 1.0
+) -> dict[str, float]:
+    """What sampling one picture after the other takes.
+
+    Returns:
+        {"seconds": for 10 pictures, 10 times the median of one; "memory": MB of weights and of the most that tensors
+        take beside them}. A first picture is a rehearsal, and encodes no-prompt; prompts are encoded beforehand.
+    """
+    named = [prompts[i % len(prompts)] for i in range(PICTURES_TIMED)]
+    model.encode_prompts(named)
+
+    def one(prompt: str) -> None:
+        sample(model, kernel_name, steps, [prompt], [0], eta)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    peak, times = peak_over(lambda: one(named[0]), model.device), []
+    for prompt in named:
+        started = time.perf_counter()
+        one(prompt)
+        times.append(time.perf_counter() - started)
+    parts = (model.unet, model.vae, *model.text.modules)
+    weights = sum(p.numel() * p.element_size() for part in parts for p in (*part.parameters(), *part.buffers()))
+    return {"seconds": 10 * statistics.median(times), "memory": (weights + peak) / 2**20}
 
 
 def save_pictures(folder: Path, first: int, images: Tensor, suffix: str) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,20 +25,22 @@ import train_online
 from chunks import processes
 from claims import read_claims, status
 from common import plain, provenance, writable_folder, write_json
-from data import read_prompts
+from data import data_folder, read_prompts
 from distill_config import DistillConfig
 from evaluate import compare, evaluate
+from fsalign_lib.frechet import Gaussian, read_statistics
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.models import load
 from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards import REWARDS
 from fsalign_lib.twins import save_reward_twin, save_twin
+from measure import sampling_cost
 from pairs import FullPairConfig, PairConfig
-from runs import Run, TrainConfig, defaults, make_config
+from runs import Run, TrainConfig, defaults, last_checkpoint, make_config
 from sampling import OnlineConfig
-from scoring import Metric, load_metrics
-from tables import Row, Sampled, Table, World
+from scoring import Frechet, Metric, load_metrics
+from tables import Prompts, Row, Sampled, Table, World
 from train_offline import OfflineConfig
 
 NETWORKS = (
@@ -65,6 +67,11 @@ class Work:
     def pictures(self) -> int:
         return self.world.pictures or self.table.pictures[self.world.scale]
 
+    @property
+    def runs(self) -> Path:
+        """Where training runs lie."""
+        return self.folder.parent if self.table.shares else self.folder
+
 
 def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Work:
     """Load what all runs share, and see that what lies in the folder was made with the same settings."""
@@ -76,7 +83,9 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
     full = world.scale == "full"
     model = load(world.model or table.models[world.scale], model_dtype(table, world))
     names = table.metric_names(world.scale, world.pictures or table.pictures[world.scale])
-    metrics = world.metrics or load_metrics(names, processes().device if full else model.device, world.scale)
+    if world.twins:  # there is none of FID's network
+        names = tuple(name for name in names if name != "fid")
+    metrics = world.metrics or load_table_metrics(table, names, processes().device if full else model.device, full)
     sets = "pocket" if world.twins else world.scale
     prompts = {name: read_prompts(getattr(some, sets))[: world.prompts] for name, some in table.prompts.items()}
     weights = {}
@@ -88,6 +97,30 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
         for seed in row_seeds(table, row):
             check_same(work, row, seed)
     return work
+
+
+def load_table_metrics(table: Table, names: Sequence[str], device, full: bool) -> dict[str, Metric | Frechet]:
+    """At full scale "fid" is against statistics that must be there; they are read here, before any compute."""
+    if not full or "fid" not in names:
+        return load_metrics(names, device, "full" if full else "pocket")
+    metrics = load_metrics(names, device, "full", reference=lambda prompts: None)
+    for prompts in table.prompts.values():
+        if prompts.statistics:
+            read_reference(prompts, metrics["fid"])
+    return metrics
+
+
+def read_reference(prompts: Prompts, fid: Frechet) -> Gaussian:
+    """The statistics of the pictures that a set's captions are of.
+
+    Raises:
+        ValueError: no data folder, or other statistics. FileNotFoundError: there are none.
+    """
+    if data_folder() is None:
+        raise ValueError(
+            f"fid needs {prompts.statistics}: make it with reproduce/reference.py, and set FSALIGN_DATA to its folder"
+        )
+    return read_statistics(data_folder() / prompts.statistics, fid.extractor, fid.dimensions)
 
 
 def model_dtype(table: Table, world: World) -> torch.dtype:
@@ -174,7 +207,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     """The recipe of the row's method at this scale, the row's own settings, and the world's."""
     table, world, method = work.table, work.world, work.table.rows[row].method
     kind = config_type(method)
-    fixed = {"out": work.folder / f"{row}-{seed}", "seed": seed, "resume": True}
+    fixed = {"out": work.runs / f"{row}-{seed}", "seed": seed, "resume": True}
     fixed["model"] = world.model or table.models[world.scale]
     if kind is OfflineConfig:
         fixed["pairs"] = work.folder / "pairs"
@@ -183,7 +216,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     if kind is DistillConfig:
         fixed["teacher"] = world.teacher or table.teachers[world.scale]
         start = start_of(table, row, seed)
-        fixed["start"] = work.folder / f"{start[0]}-{start[1]}" if start else None
+        fixed["start"] = work.runs / f"{start[0]}-{start[1]}" if start else None
     given = fixed | table.rows[row].own(world.scale) | world.settings.get(method, {})
     return make_config(kind, method, world.scale, **given, threads=work.threads)
 
@@ -241,6 +274,15 @@ def settings(work: Work, row: str, seed: int | None) -> dict:
     return about
 
 
+def begun_with(work: Work, row: str, seed: int | None) -> dict:
+    """Settings of a training run: where tables share them, those that it depends on itself."""
+    about = settings(work, row, seed)
+    if not work.table.shares or "training" not in about:
+        return about
+    weights = {name: value for name, value in about["weights"].items() if name != "hps"}  # some tables score by it
+    return {"weights": weights} | {name: about[name] for name in ("training", "start") if name in about}
+
+
 def free_settings(config: TrainConfig) -> tuple[str, ...]:
     """What numbers do not depend on; here how long a run is belongs to its numbers."""
     free = [name for name in Run.FREE if name not in ("rounds", "updates")]
@@ -258,8 +300,11 @@ def known_settings(work: Work, row: str, seed: int | None, before: dict) -> dict
 
 def check_same(work: Work, row: str, seed: int | None) -> None:
     """Raise a ValueError if the run was done, or begun, with other settings."""
-    now = settings(work, row, seed)
-    for path in (run_path(work.folder, row, seed), note_path(work.folder, row, seed)):
+    wanted = {
+        run_path(work.folder, row, seed): settings(work, row, seed),
+        note_path(work.runs, row, seed): begun_with(work, row, seed),
+    }
+    for path, now in wanted.items():
         if path.exists() and known_settings(work, row, seed, json.loads(path.read_text())["settings"]) != now:
             raise ValueError(f"{path} has other settings or weights: remove {work.folder}, or choose another --work")
 
@@ -279,7 +324,12 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         with model.reference():  # it may hold the weights of a row that was evaluated before
             cells = evaluate_cells(work, model, path.stem, parts)
     else:
-        config, model = train(work, row, seed)
+        config = training_config(work, row, seed)
+        if work.table.shares and (config.out / "result.json").exists():
+            model = work.model.to(processes().device) if work.world.scale == "full" else work.model
+            model.load_adapter(last_checkpoint(config.out))
+        else:
+            config, model = train(work, row, seed)
         training, started = json.loads((config.out / "result.json").read_text()), time.time()
         cells = evaluate_cells(work, model, path.stem, parts)
     finish(work, row, seed, started, training, cells)
@@ -290,12 +340,12 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
 def train(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
     """To the end, from where it was stopped; the result is then in the folder of the run."""
     start = start_of(work.table, row, seed)
-    if start and not (work.folder / f"{start[0]}-{start[1]}" / "result.json").exists():
+    if start and not (work.runs / f"{start[0]}-{start[1]}" / "result.json").exists():
         train(work, *start)
     config = training_config(work, row, seed)
     if processes().is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)
-        write_json(note_path(work.folder, row, seed), {"settings": settings(work, row, seed)})
+        write_json(note_path(work.runs, row, seed), {"settings": begun_with(work, row, seed)})
     if isinstance(config, DistillConfig):
         setup = train_distill.prepare(config, reward=work.world.reward if config.reward else None)
         train_distill.run(setup)
@@ -323,13 +373,32 @@ def evaluate_cells(
     """The model on each prompt set at each number of steps; at full scale what is done is kept in `parts`."""
     cells, how = {}, {"eta": sampled.eta} if sampled else {}
     kernel = sampled.kernel if sampled else work.table.kernel
+    columns = (sampled.steps,) if sampled else work.table.steps
+    costs = {}
+    if work.table.timed:
+        some = next(iter(work.prompts.values()))
+        costs = {steps: sampling_cost(model, kernel, steps, some, **how) for steps in columns}
     for name, prompts in work.prompts.items():
-        for steps in (sampled.steps,) if sampled else work.table.steps:
+        metrics = metrics_of(work, name)
+        for steps in columns:
             kept = {"progress": f"{title}: {name}, {steps} steps"}
             kept["folder"] = parts / f"{name}-{steps}" if work.world.scale == "full" else None
-            found = evaluate(model, kernel, steps, prompts, range(work.pictures), work.metrics, **kept, **how)
+            found = evaluate(model, kernel, steps, prompts, range(work.pictures), metrics, **kept, **how)
+            found["means"] |= costs.get(steps, {})
             cells[f"{name}-{steps}"] = {key: value for key, value in found.items() if key != "prompts"}
     return cells
+
+
+def metrics_of(work: Work, name: str) -> Mapping[str, Metric | Frechet]:
+    """The metrics of a prompt set, with its own reference."""
+    fid, about = work.metrics.get("fid"), work.table.prompts[name]
+    if work.world.scale != "full" or not isinstance(fid, Frechet):
+        return work.metrics
+    if about.statistics is None:
+        return {metric: value for metric, value in work.metrics.items() if metric != "fid"}
+    there = read_reference(about, fid)
+    fid.reference = lambda prompts: there
+    return work.metrics
 
 
 def finish(work: Work, row: str, seed: int | None, started: float, training: dict | None, cells: dict, **more) -> None:
@@ -370,6 +439,8 @@ def gather(table: Table, folder: Path, started: float, scale: str = "pocket", sm
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
     if table.curve:
         curves.summarise(table, runs)
+    if table.derive and runs:
+        table.derive(runs, result["prompts"])
     for run in runs:
         del run["settings"]["prompts"]
         if run["training"]:
@@ -402,7 +473,8 @@ def decide(table: Table, runs: list[dict], prompts: dict | None) -> list[dict]:
         interval = None
         if above and below:
             same = {"prompts": prompts[claim.prompts], "steps": claim.steps}
-            named = ([{**one, **same} for one in side] for side in (above, below))
-            interval = compare(*named, claim.metric)
+            above, below = ([{**one, **same} for one in side] for side in (above, below))
+            if all(claim.metric in one["scores"] for one in (*above, *below)):  # some are of one scale alone
+                interval = compare(above, below, claim.metric)
         statuses.append({"id": claim.id, "status": status(interval)} | (interval._asdict() if interval else {}))
     return statuses
