@@ -62,6 +62,8 @@ class Preset:
 PRESETS = {
     "pocket-turbo": Preset(POCKET, branch="student", kernel="euler-ancestral"),
     "pocket-teacher": Preset(POCKET, branch="teacher", kernel="ddim"),
+    # Diff-Instruct's generator: one time, that of the noise level nearest edm.SIGMA_INIT.
+    "pocket-one-step": Preset(POCKET, branch="one-step", kernel="euler-ancestral", timesteps=(625,)),
     # Those below are loaded by the same code and tested on small random twins; their weights were not run.
     "sd-turbo": Preset("stabilityai/sd-turbo", kernel="euler-ancestral"),
     "sdxl-turbo": Preset("stabilityai/sdxl-turbo", vae=FP16_VAE, kernel="euler-ancestral"),

@@ -175,10 +175,20 @@ SETS: dict[str, DataSet] = {
     "sam-llava": DataSet(
         "prompts",
         "LLaVA's captions of SAM's pictures, about 10 million",
-        "DI++ Sec. 5, Table 1",
+        "DI++ App. C.1: training",
         "huggingface.co/datasets/PixArt-alpha/SAM-LLaVA-Captions10M, SA1B_caption.tar.gz",
         "OpenRAIL",
         ("sam-llava/**/*.tar.gz", "sam-llava/**/*.parquet", "sam-llava/**/*.jsonl", "sam-llava/**/*.txt"),
+    ),
+    "sam-llava-5k": DataSet(
+        "prompts",
+        "5,000 of them (which ones, and how many, the paper compares on is not published)",
+        "DI++ Table 1",
+        "huggingface.co/datasets/PixArt-alpha/SAM-LLaVA-Captions10M, SA1B_caption.tar.gz",
+        "OpenRAIL",
+        ("sam-llava/**/*.tar.gz", "sam-llava/**/*.parquet", "sam-llava/**/*.jsonl", "sam-llava/**/*.txt"),
+        5000,
+        draw=5000,
     ),
     "pokemon": DataSet(
         "pictures",

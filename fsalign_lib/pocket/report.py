@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from fsalign_lib import models
-from fsalign_lib.kernels import build_kernel
 from fsalign_lib.metrics import sharpness
 from fsalign_lib.plotting import contact_sheet
 from fsalign_lib.pocket import judge, networks
@@ -34,6 +33,7 @@ SAMPLERS = {
     "student, renoise, 4 steps": ("pocket-turbo", "renoise", 4, 1.0, 0.92),
     "student, Euler ancestral, 4 steps": ("pocket-turbo", "euler-ancestral", 4, 1.0, 0.92),
     "student, Euler ancestral, 1 step": ("pocket-turbo", "euler-ancestral", 1, 1.0, 0.85),
+    "Diff-Instruct's one-step generator": ("pocket-one-step", None, 1, 1.0, 0.85),
 }
 SHEETS = (
     "teacher, DDIM, 20 steps, guidance 2.5",
@@ -55,11 +55,11 @@ class Report:
 
 
 @torch.no_grad()
-def sample(name: str, kernel_name: str, steps: int, guidance: float, texts: list[str], seeds: int) -> Tensor:
+def sample(name: str, kernel_name: str | None, steps: int, guidance: float, texts: list[str], seeds: int) -> Tensor:
     """Pictures in [0, 1], (len(texts) * seeds, 3, 64, 64), prompt-major; seeds are the same for every sampler."""
     model = models.load(name)
     model.guidance_scale = guidance
-    kernel = build_kernel(kernel_name, model.schedule, steps, **({"eta": 0.0} if kernel_name == "ddim" else {}))
+    kernel = model.sampler(steps, kernel_name, eta=0.0)
     pictures = []
     for i, text in enumerate(texts):
         ids = [i * 1000 + s for s in range(seeds)]
