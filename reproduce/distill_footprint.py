@@ -17,6 +17,7 @@ from footprint import AUTOCAST, Flops, moments, scaled, tensors, weights
 from fsalign_lib.conditioning import Cond
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.trio import Trio, build_trio
+from train_offline import KEPT_PROMPTS
 
 START = ("renoise", (399,))  # of a generator whose start is not at hand; its time does not matter for what it takes
 
@@ -130,7 +131,8 @@ class DistillFootprint:
         self.fixed["average"] = size(networks.trained)
         if processes > 1:
             self.fixed["gradient buckets"] = size(both)
-        self.fixed["prompts"] = prompts * 2 * size(tensors(networks.cond))
+        if prompts <= KEPT_PROMPTS:
+            self.fixed["prompts"] = prompts * 2 * size(tensors(networks.cond))
 
     @property
     def batch(self) -> int:

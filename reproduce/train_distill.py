@@ -38,6 +38,7 @@ from fsalign_lib.rollout import seeded_noise
 from fsalign_lib.trio import Trio, build_trio
 from runs import Losses, Run, check, divides, load_model, parse_training
 from sampling import Reward, round_rows
+from train_offline import KEPT_PROMPTS
 
 STUDENT, ASSISTANT = 0, 1  # of the run's two learners
 
@@ -50,7 +51,7 @@ class Setup:
     trio: Trio
     reward: Reward | None
     prompts: list[str]
-    cond: Cond  # len(prompts)
+    cond: Cond | None  # len(prompts); None: there are too many to be kept
     kernel: Kernel  # of the student
     run: Run
     average: Average
@@ -107,7 +108,8 @@ def prepare(
     run.keep(average)
     if isinstance(reward, torch.nn.Module):
         reward.to(teacher.device)
-    return Setup(config, trio, reward, prompts, trio.student.encode_prompts(prompts), kernel, run, average)
+    cond = trio.student.encode_prompts(prompts) if len(set(prompts)) <= KEPT_PROMPTS else None
+    return Setup(config, trio, reward, prompts, cond, kernel, run, average)
 
 
 def draw_sigma(config: DistillConfig, model: LatentModel, number: int, first: int, last: int) -> Tensor:
@@ -150,7 +152,9 @@ def samples(setup: Setup, batch: Batch, rows: Tensor) -> Samples:
     ids = rows * len(setup.prompts) + chosen
     z, eps = seeded_noise(c.seed, batch.number, ids, model.latent_shape, 2).to(model.device).unbind(1)
     names = [setup.prompts[i] for i in chosen]
-    return generate(setup, names, setup.cond[chosen], z, eps, batch.sigma[rows].to(model.device))
+    with torch.no_grad():
+        cond = model.text.encode(names) if setup.cond is None else setup.cond[chosen]
+    return generate(setup, names, cond, z, eps, batch.sigma[rows].to(model.device))
 
 
 def generate(setup: Setup, prompts: list[str], cond: Cond, z: Tensor, eps: Tensor, sigma: Tensor) -> Samples:
