@@ -10,7 +10,6 @@ activations are the same but for the adapters', and the ratio falls with the siz
 
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reproduce"))
 import plan  # noqa: E402
 import runs  # noqa: E402
 import train_distill  # noqa: E402
-from common import command_line, plain, positive, provenance, write_json  # noqa: E402
+from common import Clock, command_line, plain, positive, provenance, write_json  # noqa: E402
 from distill_footprint import DistillFootprint  # noqa: E402
 from memory import live_bytes, peak_bytes  # noqa: E402
 
@@ -87,7 +86,7 @@ def measure(config: MemoryConfig, mode: str, batch: int, folder: Path) -> dict[s
 
 def run(config: MemoryConfig) -> None:
     torch.set_num_threads(1)
-    started, records, ratios = time.time(), [], {}
+    clock, records, ratios = Clock(), [], {}
     with tempfile.TemporaryDirectory(prefix="adapter-memory-") as folder:
         for batch in config.batches:
             both = [measure(config, mode, batch, Path(folder)) for mode in MODES]
@@ -97,7 +96,7 @@ def run(config: MemoryConfig) -> None:
                 print("  ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
             print(f"batch {batch}: adapters over copies {ratios[str(batch)]:.3f}")
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out, {**provenance(started), "config": plain(config), "ratio": ratios, "records": records})
+    write_json(config.out, {**provenance(clock), "config": plain(config), "ratio": ratios, "records": records})
     print(config.out)
 
 

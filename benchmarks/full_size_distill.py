@@ -13,7 +13,6 @@ without the CUDA context and the allocator's gaps.
 
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reproduce"))
 import plan  # noqa: E402
 import runs  # noqa: E402
 import train_distill  # noqa: E402
-from common import command_line, plain, positive, provenance, write_json  # noqa: E402
+from common import Clock, command_line, plain, positive, provenance, write_json  # noqa: E402
 from distill_footprint import DistillFootprint  # noqa: E402
 from fsalign_lib import twins  # noqa: E402
 from fsalign_lib.latent import LatentModel  # noqa: E402
@@ -138,7 +137,7 @@ def records(
 
 
 def run(config: DistillGPUConfig) -> None:
-    started, found = time.time(), []
+    clock, found = Clock(), []
     for bases in config.bases:
         for micro in config.micro_batches:
             for checkpointing in (True, False):
@@ -147,7 +146,7 @@ def run(config: DistillGPUConfig) -> None:
                 if config.device == "cuda":
                     torch.cuda.empty_cache()
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out, {**provenance(started), "config": plain(config), "records": found})
+    write_json(config.out, {**provenance(clock), "config": plain(config), "records": found})
     print(config.out)
 
 

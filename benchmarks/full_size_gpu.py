@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reproduce"))
 import plan  # noqa: E402
 import runs  # noqa: E402
 import train_online  # noqa: E402
-from common import command_line, plain, positive, provenance, write_json  # noqa: E402
+from common import Clock, command_line, plain, positive, provenance, write_json  # noqa: E402
 from footprint import Footprint, Networks  # noqa: E402
 from fsalign_lib import architectures, twins  # noqa: E402
 from fsalign_lib.latent import LatentModel  # noqa: E402
@@ -245,14 +245,14 @@ def benchmark(config: GPUConfig, gpu: GPU | None, bench: Bench) -> list[dict[str
 
 def run(ready: tuple[GPUConfig, GPU | None]) -> None:
     config, gpu = ready
-    started, records = time.time(), []
+    clock, records = Clock(), []
     for name in config.models:
         with tempfile.TemporaryDirectory(prefix="full-size-") as folder:
             records += benchmark(config, gpu, build(config, name, Path(folder)))
         if config.device == "cuda":
             torch.cuda.empty_cache()
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out, {**provenance(started), "config": plain(config), "records": records})
+    write_json(config.out, {**provenance(clock), "config": plain(config), "records": records})
     print(config.out)
 
 

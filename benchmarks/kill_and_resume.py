@@ -35,7 +35,7 @@ import train_distill  # noqa: E402
 import train_offline  # noqa: E402
 import train_online  # noqa: E402
 from checkpoints import OPTIMIZERS, last_checkpoint  # noqa: E402
-from common import command_line, plain, positive, provenance, writable_folder, write_json  # noqa: E402
+from common import Clock, command_line, plain, positive, provenance, writable_folder, write_json  # noqa: E402
 
 # Both libraries import a class when it is first asked for: once, here, and not in each process.
 LOADED = (
@@ -199,11 +199,11 @@ def prepare(config: KillConfig) -> KillConfig:
 
 
 def run(config: KillConfig) -> None:
-    started = time.time()
+    clock = Clock()
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
         finish(fork(build_world, Path(folder)))
         loops = {loop: compare(config, loop, Path(folder)) for loop in LOOPS}
-    write_json(config.out, {"config": plain(config), **provenance(started), "loops": loops})
+    write_json(config.out, {"config": plain(config), **provenance(clock), "loops": loops})
     for loop, found in loops.items():
         alike = all(all(equal.values()) for equal in found["runs"])
         alike = "the same to the bit" if alike else f"NOT the same: {found['runs']}"

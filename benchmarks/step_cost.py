@@ -28,7 +28,8 @@ advantages, loss, gathering the pairs, the gradient's norm, AdamW's steps, the a
 is left out of both sides (for distillation: the mean of the picture, which has a gradient).
 
 The loop and the bare calls take turns in one process, on batches of the same shape, so that a slow moment of the
-machine meets both. What is printed is the median over repetitions of the ratio, with its quartiles.
+machine meets both; on one CPU thread it is CPU time, which hardly depends on what else runs. What is printed is
+the median over repetitions of the ratio, with its quartiles.
 """
 
 import statistics
@@ -49,7 +50,7 @@ import recipes  # noqa: E402
 import runs  # noqa: E402
 import train_distill  # noqa: E402
 import train_online  # noqa: E402
-from common import command_line, positive  # noqa: E402
+from common import Clock, command_line, plain, positive, provenance, writable_folder, write_json  # noqa: E402
 
 TARGETS = {"update": 1.15, "rollout": 1.10}
 ONLINE, DISTILL = ("pso-online", "sdpo"), ("dipp", "distar")
@@ -71,6 +72,7 @@ class CostConfig:
     repetitions: int = 10
     threads: int | None = None
     """CPU threads of torch."""
+    out: Path = Path(__file__).parent / "results" / "step_cost.json"
 
 
 @dataclass
@@ -87,6 +89,7 @@ def prepare(config: CostConfig) -> Bench:
     unknown = [method for method in config.methods if method not in METHODS]
     if unknown:
         raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
+    writable_folder(config.out.parent)
     folder, setups = tempfile.TemporaryDirectory(prefix="step-cost-"), {}
     for method in config.methods:
         given = {"out": Path(folder.name) / method, "threads": config.threads, "micro_batch": None}
@@ -185,11 +188,14 @@ def bare_rollout(setup: train_online.Setup, cond: Tensor, queries: int) -> None:
 
 
 def seconds(function: Callable[..., None], *args) -> float:
-    started = time.perf_counter()
+    """CPU time on one CPU thread, else wall time."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    now = time.process_time if alone else time.perf_counter
+    started = now()
     function(*args)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def measure(bench: Bench) -> dict[tuple[str, str], list[tuple[float, float]]]:
@@ -215,27 +221,36 @@ def measure(bench: Bench) -> dict[tuple[str, str], list[tuple[float, float]]]:
     return times
 
 
-def report(times: dict[tuple[str, str], list[tuple[float, float]]], bench: Bench) -> str:
+def summary(method: str, part: str, pairs: list[tuple[float, float]]) -> dict:
+    """Of (loop, bare calls) in seconds, one for each repetition."""
+    ratios = sorted(loop / bare for loop, bare in pairs)
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    loop, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
+    about = {"method": method, "part": part, "ratio": statistics.median(ratios), "quartiles": [low, high]}
+    return about | {"range": [ratios[0], ratios[-1]], "loop_seconds": loop, "bare_seconds": bare}
+
+
+def report(found: list[dict], bench: Bench) -> str:
     c, lines = bench.config, []
     lines.append(
         f"{c.model} and {c.teacher}, {c.pairs} pairs, {c.repetitions} repetitions, {torch.get_num_threads()} threads"
     )
-    for (method, part), pairs in times.items():
-        ratios = sorted(loop / bare for loop, bare in pairs)
-        median = statistics.median(ratios)
-        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        loop, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
-        verdict = "met" if median <= TARGETS[part] else "missed"
+    for one in found:
+        target, (low, high), (least, most) = TARGETS[one["part"]], one["quartiles"], one["range"]
         lines.append(
-            f"{method:10} {part:8} {median:.3f}  quartiles {low:.3f} to {high:.3f}  range {ratios[0]:.3f} to "
-            f"{ratios[-1]:.3f}  ({loop:.3f} s over {bare:.3f} s)  target {TARGETS[part]:.2f}: {verdict}"
+            f"{one['method']:10} {one['part']:8} {one['ratio']:.3f}  quartiles {low:.3f} to {high:.3f}  range "
+            f"{least:.3f} to {most:.3f}  ({one['loop_seconds']:.3f} s over {one['bare_seconds']:.3f} s)  target "
+            f"{target:.2f}: {'met' if one['ratio'] <= target else 'missed'}"
         )
     return "\n".join(lines)
 
 
 def run(bench: Bench) -> None:
+    clock = Clock()
     with bench.folder:
-        print(report(measure(bench), bench))
+        found = [summary(*name, pairs) for name, pairs in measure(bench).items()]
+    write_json(bench.config.out, {"config": plain(bench.config), **provenance(clock), "found": found})
+    print(report(found, bench))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -81,7 +81,6 @@ def rollout(
     if len(noise) % share_first or not torch.equal(starts.repeat_interleave(share_first, 0), noise[:, 0]):
         raise ValueError(f"share_first = {share_first}: the rows do not come in groups of that many with one start")
     x = kernel.initial(noise[:, 0])
-    states, x0_hats = [x], []
     log_prob = torch.zeros(len(noise), N, device=noise.device)
     for n in range(N):
         share = share_first if n == 0 else 1
@@ -90,10 +89,13 @@ def rollout(
         x_next = kernel.sample(x, x0_hat, n, noise[:, 1 + n])
         if n in kernel.stochastic_steps:
             log_prob[:, n] = kernel.log_prob(x_next, x, x0_hat, n, reduction)
+        if n == 0:  # filled in place: lists that are stacked at the end would hold everything twice
+            states = x_next.new_empty(len(noise), N + 1, *x_next.shape[1:])
+            x0_hats = x0_hat.new_empty(len(noise), N, *x0_hat.shape[1:])
+            states[:, 0] = x
+        states[:, n + 1], x0_hats[:, n] = x_next, x0_hat
         x = x_next
-        states.append(x)
-        x0_hats.append(x0_hat)
-    return Trajectory(torch.stack(states, 1), torch.stack(x0_hats, 1), log_prob)
+    return Trajectory(states, x0_hats, log_prob)
 
 
 def transition_log_probs(

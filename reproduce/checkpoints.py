@@ -69,7 +69,7 @@ def whole_folder(out: Path, kind: str, step: int) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         before = last_checkpoint(out)
         kept = f"{before} is still whole" if before else "there is none before it"
-        why = str(error).splitlines()[0]
+        why = str(error.__cause__ or error).splitlines()[0]
         raise OSError(f"cannot write {kind} {final} ({why}); {kept}: free space, then go on with --resume") from error
 
 

@@ -3,7 +3,6 @@
 A chunk's file appears whole or not at all. What is in it depends on the chunk alone, not on who computed it or when.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,9 +10,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
+
+from common import write_tensors
 
 
 def processes() -> PartialState:
@@ -44,9 +45,7 @@ class Chunks:
         mine = [i for i in range(self.count) if (i + offset) % state.num_processes == state.process_index]
         for index in tqdm(mine, desc=title, disable=not state.is_main_process):
             if not self.path(index).exists():
-                temporary = self.path(index).with_suffix(".part")
-                save_file({k: v.contiguous() for k, v in compute(index).items()}, temporary)
-                os.replace(temporary, self.path(index))
+                write_tensors(self.path(index), compute(index))
 
     def read(self) -> Iterator[dict[str, Tensor]]:
         """All chunks in their order.

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import transformers
 from torch import Tensor
@@ -66,11 +67,24 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """As `write_bytes`, a safetensors file."""
+    write_bytes(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Atomic: a killed run leaves the last whole file."""
+    """Atomic: a killed run leaves the last whole file, a full disk too.
+
+    Raises:
+        OSError: it could not be written, with the path and what to do.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path} ({error.strerror}): free some space, and run again") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -101,8 +115,35 @@ def check_finite(what: str, values: Tensor, prompts: Sequence[str], seed: int, s
         )
 
 
-def provenance(started: float) -> dict[str, Any]:
-    """Command, versions, device, wall time, peak memory and commit."""
+@dataclass(frozen=True)
+class Clock:
+    """When some work began, on the wall and in CPU time of this process, which adds up over its threads and hardly
+    depends on what else the machine does."""
+
+    wall: float = field(default_factory=time.time)
+    cpu: float = field(default_factory=time.process_time)
+
+    def spent(self) -> dict[str, float]:
+        wall, cpu = time.time() - self.wall, time.process_time() - self.cpu
+        return {"wall_seconds": round(wall, 1), "cpu_seconds": round(cpu, 1)}
+
+    def after(self, *parts: dict[str, Any]) -> "Clock":
+        """As if it had begun earlier by what was spent on parts, written down by `spent`; without CPU time by versions
+        before there was one, for which one thread stands in."""
+        cpu = sum(part.get("cpu_seconds", part["wall_seconds"]) for part in parts)
+        return Clock(self.wall - sum(part["wall_seconds"] for part in parts), self.cpu - cpu)
+
+
+def core_seconds(part: dict[str, Any]) -> float:
+    """What a part of a result took: CPU time on a CPU (or wall time by threads, if it was written before there was
+    one), else wall time."""
+    if not part["device"].startswith("CPU"):
+        return part["wall_seconds"]
+    return part.get("cpu_seconds", part["wall_seconds"] * part["threads"])
+
+
+def provenance(clock: Clock) -> dict[str, Any]:
+    """Command, versions, device, wall and CPU time, peak memory and commit."""
     import accelerate
     import diffusers
     import peft
@@ -117,7 +158,7 @@ def provenance(started: float) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {p.__name__: p.__version__ for p in packages},
         "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
-        "wall_seconds": round(time.time() - started, 1),
+        **clock.spent(),
         "peak_memory_mb": round(memory),
     }
 

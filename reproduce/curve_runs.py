@@ -6,7 +6,6 @@ An evaluated snapshot stands in <work>/<row>-<seed>/points/<round>.json, and is 
 
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +14,14 @@ from torch import Tensor
 
 import table_runs
 from chunks import Chunks, processes
-from common import write_json
+from common import Clock, write_json
 from evaluate import picture_noise
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.rollout import rollout
+from runs import TrainConfig
 from table_runs import Work, digest, note_path, run_path, training_config
+from train_offline import OfflineConfig
 
 AT_ONCE = {"pocket": 32, "full": 4}  # prompts whose trajectories are held to the reference together
 
@@ -31,11 +32,16 @@ def check(work: Work) -> None:
         if about.method is None:
             continue
         config = training_config(work, row, 0)
-        if not config.snapshot_every or config.rounds % config.snapshot_every:
+        if not config.snapshot_every or length(config) % config.snapshot_every:
             raise ValueError(
-                f"row {row}: snapshot_every = {config.snapshot_every} for {config.rounds} rounds: expected a divisor, "
+                f"row {row}: snapshot_every = {config.snapshot_every} for {length(config)} rounds: expected a divisor, "
                 "so that the last snapshot is the end of training"
             )
+
+
+def length(config: TrainConfig) -> int:
+    """Rounds or updates of a run."""
+    return config.updates if isinstance(config, OfflineConfig) else config.rounds
 
 
 def do_run(work: Work, row: str, seed: int | None) -> None:
@@ -48,8 +54,8 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         return
     training = json.loads((folder / "result.json").read_text())
     curve = [point(work, row, seed, snapshot) for snapshot in snapshots(work, row, seed, folder)]
-    started = time.time() - sum(found["wall_seconds"] for found in curve)
-    table_runs.finish(work, row, seed, started, training, curve[-1]["cells"], curve=curve)
+    clock = Clock().after(*curve)
+    table_runs.finish(work, row, seed, clock, training, curve[-1]["cells"], curve=curve)
 
 
 def find(work: Work, row: str, seed: int) -> Path | None:
@@ -77,7 +83,7 @@ def find(work: Work, row: str, seed: int) -> Path | None:
 def snapshots(work: Work, row: str, seed: int, folder: Path) -> list[Path]:
     """Raises: FileNotFoundError: one is missing."""
     config = training_config(work, row, seed)
-    rounds = range(config.snapshot_every, config.rounds + 1, config.snapshot_every)
+    rounds = range(config.snapshot_every, length(config) + 1, config.snapshot_every)
     paths = [folder / "snapshots" / f"{number:06d}" for number in rounds]
     missing = [path for path in paths if not path.exists()]
     if missing:
@@ -93,12 +99,12 @@ def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
         return found
     model = work.model.to(processes().device) if work.world.scale == "full" else work.model
     model.load_adapter(snapshot)
-    started = time.time()
+    clock = Clock()
     parts, steps = path.with_suffix(".parts"), training_config(work, row, seed).steps
     found = {"round": int(snapshot.name), "weights": weights, "kl_steps": steps}
     found["kl"] = mean_kl(work, model.sampler(steps, work.table.kernel), parts)
     found["cells"] = table_runs.evaluate_cells(work, model, f"{row}-{seed}, round {found['round']}", parts)
-    found["wall_seconds"] = round(time.time() - started, 1)
+    found |= clock.spent()
     if processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)

@@ -10,13 +10,14 @@ Point 0 is the model as it was; the others are snapshots. Of a metric m, picture
 | m-drop | s_i - s_j, i < j, where the run's mean fell most from its best so far; 0 if it never fell |
 | m-timed | s at the time when the quickest run of the table had ended, between snapshots linearly |
 
-The time of a point is its share of the rounds of the run's wall time, times the threads on a CPU.
+The time of a point is its share of the rounds of the run's CPU time, or on a GPU of its wall time.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from common import core_seconds
 from tables import Table
 
 
@@ -61,8 +62,7 @@ def derived(table: Table, row: str) -> dict[str, tuple[str, str]]:
 
 def hours(training: dict) -> float:
     """Of a run: core hours on a CPU, else wall time."""
-    cores = training["threads"] if training["device"].startswith("CPU") else 1
-    return training["wall_seconds"] * cores / 3600
+    return core_seconds(training) / 3600
 
 
 def summarise(table: Table, runs: list[dict]) -> None:
@@ -99,12 +99,12 @@ def summarise(table: Table, runs: list[dict]) -> None:
 
 
 def cost(training: dict | None, number: int) -> dict[str, float]:
-    """Samples, reward queries and hours of the first `number` rounds."""
+    """Samples, reward queries and hours of the first `number` rounds or updates."""
     if training is None:
         return {"samples": 0, "queries": 0, "hours": 0.0}
     history = training["history"]
     return {
-        "samples": 2 * training["config"]["pairs"] * number,
-        "queries": round(sum(record["queries"] for record in history[:number])),
+        "samples": 2 * training["config"]["batch" if "updates" in training["config"] else "pairs"] * number,
+        "queries": round(sum(record.get("queries", 0) for record in history[:number])),
         "hours": hours(training) * number / len(history),
     }

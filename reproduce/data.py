@@ -19,10 +19,10 @@ from typing import Literal
 from PIL import Image, UnidentifiedImageError
 
 from common import write_bytes
-from fsalign_lib.pocket import captions
+from fsalign_lib.pocket import captions, concept
 from readers import parquet_files, parquet_rows, records, texts
 
-POCKET = ("animals", "train", "test-pickapic", "test-heldout")
+POCKET = ("animals", "train", "test-pickapic", "test-heldout", "concept")
 CAPTIONS = ("prompt", "Prompt", "caption", "text", "TEXT", "txt")  # columns that hold what is wanted
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -50,6 +50,20 @@ PICKAPIC_LICENCE = "not stated where it was published"
 COCO = "images.cocodataset.org/annotations/annotations_trainval{}.zip"
 COCO_LICENCE = "CC BY 4.0 (captions)"
 HPD = "huggingface.co/datasets/zhwang/HPDv2, folder benchmark (a copy: ymhao/HPDv2)"
+
+
+# What stands before and after a subject's name in DreamBooth's prompts.
+DREAMBOOTH = (
+    *(("", f" {place}") for place in ("in the jungle", "in the snow", "on the beach", "on a cobblestone street")),
+    *(("", f" on top of {what}") for what in ("pink fabric", "a wooden floor")),
+    *(("", f" with {what} in the background") for what in ("a city", "a mountain", "a blue house")),
+    ("", " on top of a purple rug in a forest"),
+    *(("", f" wearing a {what}") for what in ("red hat", "santa hat", "rainbow scarf", "black top hat and a monocle")),
+    *(("", f" in a {what} outfit") for what in ("chef", "firefighter", "police")),
+    *(("", f" wearing {what}") for what in ("pink glasses", "a yellow shirt")),
+    ("", " in a purple wizard outfit"),
+    *((f"{what} ", "") for what in ("red", "purple", "shiny", "wet", "cube shaped")),
+)
 
 
 def _hpd(category: str) -> DataSet:
@@ -199,6 +213,15 @@ SETS: dict[str, DataSet] = {
         ("pokemon",),
         833,
     ),
+    "dreambooth-prompts": DataSet(
+        "prompts",
+        "DreamBooth's 25 prompts for a live subject, here `sks dog`",
+        "PSO Table 4",
+        "github.com/google/dreambooth, dataset/prompts_and_classes.txt",
+        "CC BY 4.0",
+        count=25,
+        prompts=tuple(f"a {before}sks dog{after}" for before, after in DREAMBOOTH),
+    ),
     "dreambooth": DataSet(
         "pictures",
         "30 subjects of 4 to 6 pictures, a folder each",
@@ -254,7 +277,7 @@ def read_prompts(
     if count is not None and count < 1:
         raise ValueError(f"count = {count}: expected 1 or more prompts")
     if name in POCKET:
-        found: Iterator[str] = iter(captions.prompts(name))
+        found: Iterator[str] = iter(concept.contexts() if name == "concept" else captions.prompts(name))
     elif name in SETS:
         found = published(name, folder)
     elif not Path(name).suffix and not Path(name).exists():

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import train_online
-from common import command_line, plain, positive, provenance, writable_folder, write_json
+from common import Clock, command_line, plain, positive, provenance, writable_folder, write_json
 from evaluate import compare, evaluate, sample
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.metrics import Interval
@@ -206,7 +206,7 @@ def figure(before: Tensor, after: Tensor, names: Sequence[str], title: str, colu
 
 
 def run(demo: Demo) -> None:
-    c, started = demo.config, time.time()
+    c, clock = demo.config, Clock()
     count = len(demo.setup.prompts)
     print(f"Aligning {demo.model.name}, {demo.setup.config.steps} steps, with PickScore on {count} training prompts:")
     print(f"{c.rounds} rounds of {c.pairs} pairs, lr {c.lr:g}, {torch.get_num_threads()} threads.")
@@ -219,14 +219,15 @@ def run(demo: Demo) -> None:
     print(f"\n{table(before, after, gaps)}")
     title = f"Online PSO, {c.rounds} rounds of {c.pairs} pairs: held-out prompts, the same noise before and after"
     picture = save(figure(before_pictures, after_pictures, shown_prompts(), title), c.out / "before-after.png")
-    about = {"config": plain(c), **provenance(started), "training_seconds": round(trained, 1), "rewards": rewards}
+    about = {"config": plain(c), **provenance(clock), "training_seconds": round(trained, 1), "rewards": rewards}
     rows = {
         row.metric: {"before": b["means"][row.metric], "after": a["means"][row.metric], **gaps[row.metric]._asdict()}
         for part, b, a in zip(PARTS, before, after, strict=True)
         for row in part.rows
     }
     write_json(c.out / "demo.json", about | {"table": rows, "before": before, "after": after})
-    print(f"\nWrote {picture} and {c.out / 'demo.json'} in {time.time() - started:.0f} s, {trained:.0f} of training.")
+    took = f"{about['wall_seconds']:.0f} s, {trained:.0f} of training"
+    print(f"\nWrote {picture} and {c.out / 'demo.json'} in {took}.")
     print(CREDIT + ".")
     print(verdict(gaps["pickscore"]))
 

@@ -21,7 +21,7 @@ takes about two minutes of a core.
 from recipes import RECIPES
 from tables import Row, Sampled
 
-SHARED = "distar"  # the folder of their runs
+POOL = "distar"  # the folder of their runs
 SCALES = {1: 0.3, 10: 3.0, 30: 10.0, 100: 30.0}  # the paper's alpha_rew (30 is ours) -> the pocket world's
 UPDATES, LONGER = 80, 3
 

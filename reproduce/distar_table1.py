@@ -30,7 +30,7 @@ TABLE = Table(
     models=distar_rows.MODELS,
     teachers=distar_rows.TEACHERS,
     equal_budgets=(),
-    shares=distar_rows.SHARED,
+    pool=distar_rows.POOL,
     note=f"{distar_rows.PRINTED} Seconds are of one picture after the other, on the device below. SDXL-DPO, SD3.5 and "
     "FLUX are other groups' models, and no part of this project. The Frechet distance has no interval: it is of all "
     "pictures together, from few pictures at pocket scale, and less is better.",

@@ -25,7 +25,7 @@ TABLE = Table(
     models=distar_rows.MODELS,
     teachers=distar_rows.TEACHERS,
     equal_budgets=(),
-    shares=distar_rows.SHARED,
+    pool=distar_rows.POOL,
     note=f"{distar_rows.PRINTED} One of the paper's rows, whose setting is lost from the text at hand, is left out, "
     "and the reward scales of the rows DI++ without guidance, DI++ and DI* with guidance as a reward are inferred.",
 )

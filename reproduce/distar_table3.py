@@ -79,7 +79,7 @@ TABLE = Table(
     models=distar_rows.MODELS,
     teachers=distar_rows.TEACHERS,
     equal_budgets=(),
-    shares=distar_rows.SHARED,
+    pool=distar_rows.POOL,
     derive=by_category,
     note="100 times HPS's cosine. The text of the paper that is at hand keeps five cells of the table: four of the row "
     "of longer training, and FLUX's photos. Categories of the pocket world are the kinds of its captions; which of the "

@@ -18,7 +18,6 @@ import hashlib
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch import Tensor
 
 import report
 from chunks import Chunks, processes
-from common import command_line, plain, positive, provenance, writable_folder, write_json
+from common import Clock, command_line, plain, positive, provenance, writable_folder, write_json
 from data import read_prompts
 from fsalign_lib.frechet import Gaussian, read_statistics
 from fsalign_lib.latent import LatentModel
@@ -259,7 +258,7 @@ def compute(setup: Setup, cell: Cell, index: int) -> dict[str, Tensor]:
 
 
 def run(setup: Setup) -> None:
-    c, state, started = setup.config, setup.state, time.time()
+    c, state, clock = setup.config, setup.state, Clock()
     if "fid" in setup.metrics and state.is_main_process:
         for cell in setup.cells:
             told = report.few(len(cell.prompts) * c.seeds, setup.metrics["fid"].dimensions, "pictures")
@@ -280,7 +279,7 @@ def run(setup: Setup) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         results = [result(setup, cell) for cell in setup.cells if not cell.base]
-        about = {"config": plain(c), **provenance(started), "processes": state.num_processes}
+        about = {"config": plain(c), **provenance(clock), "processes": state.num_processes}
         write_json(c.out, about | {"results": results})
         page = report.write(c.out, c.out.with_suffix(".html"))
         print(f"Wrote {c.out} and {page}")

@@ -6,7 +6,6 @@ gigabytes as SDXL's latents.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from common import write_tensors
 from fsalign_lib.latent import LatentModel
 
 SHARD = 500  # pictures a file
@@ -136,6 +135,7 @@ def encode_pictures(
     todo = {shard: paths[shard * SHARD : (shard + 1) * SHARD] for shard in mine}
     for some in todo.values():
         check_pictures(some, size, resize)
+    folder.mkdir(parents=True, exist_ok=True)
     batch = next(number for limit, number in BATCHES if size <= limit)
     bar = tqdm(total=sum(map(len, todo.values())), desc="encode", unit="picture", delay=1)
     for shard, some in todo.items():
@@ -144,17 +144,6 @@ def encode_pictures(
             pictures = torch.stack([read_picture(path, size, resize) for path in some[first : first + batch]])
             parts.append(model.encode(pictures.to(model.device) / 255).to(model.vae.dtype).cpu())
             bar.update(len(pictures))
-        _write(shard_path(folder, shard), torch.cat(parts))
+        write_tensors(shard_path(folder, shard), {"latents": torch.cat(parts)})
     bar.close()
     return Latents(folder, len(paths), model.latent_shape)
-
-
-def _write(path: Path, latents: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({"latents": latents.contiguous()}, temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path} ({error}): free some space, and run again to go on from here") from None

@@ -7,7 +7,6 @@ bytes, and the bytes are kept as they are.
 
 import hashlib
 import io
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from common import plain, positive, provenance, writable_folder, write_bytes
+from common import Clock, plain, positive, provenance, writable_folder, write_bytes
 from data import PICKAPIC, data_folder
 from parts import Parts
 from readers import column, open_parquet
@@ -75,7 +74,7 @@ def prepare(config: PickapicConfig) -> Import:
 
 def build(job: Import) -> None:
     """Write the pictures, about.json, and last pairs.jsonl."""
-    c, started, there, used = job.config, time.time(), 0, []
+    c, clock, there, used = job.config, Clock(), 0, []
     job.parts.begin()
     for number, (path, group) in tqdm(job.groups.items(), desc="row groups"):
         if not job.parts.done(number):
@@ -94,7 +93,7 @@ def build(job: Import) -> None:
 
     def about(counts: dict[str, int]) -> dict[str, Any]:
         kept = {key: counts[key] for key in ("pairs", "ties", "unreadable")}
-        return {"config": plain(c), **kept, **provenance(started)}
+        return {"config": plain(c), **kept, **provenance(clock)}
 
     job.parts.finish(used, about, c.count)
 

@@ -11,6 +11,7 @@ train_offline.py give them. A GB is 2^30 bytes.
 
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ class PlanConfig:
 
 def tables() -> list[str]:
     """Scripts of tables."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\nTABLE = Table(" in path.read_text())
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\nTABLE = " in path.read_text())
 
 
 def read_table(name: str) -> Table:
@@ -102,7 +103,8 @@ def row_config(config: PlanConfig, table: Table, name: str) -> TrainConfig:
     """The recipe's settings and the row's own, but for what is asked otherwise and what the GPU lacks."""
     row = table.rows[name]
     config_type = OnlineConfig if row.method in recipes.ONLINE else OfflineConfig
-    settings = {"model": table.models[config.scale]} | row.own(config.scale)
+    models = row.sampled.models if row.sampled else table.models
+    settings = {"model": models[config.scale]} | row.own(config.scale)
     if row.method in DISTILL:
         config_type, settings = DistillConfig, {"teacher": table.teachers[config.scale]} | settings
     made = make_config(config_type, row.method, config.scale, **settings)
@@ -156,6 +158,13 @@ def prepare(config: PlanConfig) -> Plan:
                     "so many GPUs: choose another --count"
                 )
     return Plan(config, gpu, table, rows)
+
+
+def divisor(table: Table, most: int = 8) -> int:
+    """The largest number of GPUs, of at most that many, among which every row's batches divide."""
+    rows = [row_config(PlanConfig(table=table.name), table, name) for name in trained_rows(table, ())]
+    batches = [getattr(row, name, 0) for row in rows for name in ("pairs", "minibatch", "batch")]
+    return math.gcd(most, *(value for value in batches if isinstance(value, int)))
 
 
 KEY = ("model", "training", "rank", "alpha", "dtype", "mixed_precision")

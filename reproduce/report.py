@@ -237,7 +237,17 @@ def training(config: dict) -> str:
 def settings(about: dict) -> str:
     """Configuration, and provenance, of a result file."""
     rows = [[name, text(value)] for name, value in about["config"].items()]
-    rest = ("command", "commit", "device", "threads", "processes", "wall_seconds", "peak_memory_mb", "versions")
+    rest = (
+        "command",
+        "commit",
+        "device",
+        "threads",
+        "processes",
+        "wall_seconds",
+        "cpu_seconds",
+        "peak_memory_mb",
+        "versions",
+    )
     rows += [[name, text(about[name])] for name in rest if name in about]
     return table(["setting", "value"], rows)
 

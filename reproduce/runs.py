@@ -5,7 +5,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.distributed.tensor import DTensor
 import checkpoints
 import recipes
 from checkpoints import last_checkpoint
-from common import plain, positive, provenance, writable_folder, write_json
+from common import Clock, plain, positive, provenance, writable_folder, write_json
 from fsalign_lib.kernels import Kernel, Reduction, require_stochastic
 from fsalign_lib.latent import LatentModel, Training
 from fsalign_lib.losses.preference import Steps
@@ -231,8 +230,8 @@ class Run:
         second: LatentModel | None = None,
         second_lr: float | None = None,
     ):
-        self.config, self.model, self.started = config, model, time.time()
-        self.start, self.history, self.before = 0, [], 0.0
+        self.config, self.model, self.clock = config, model, Clock()
+        self.start, self.history = 0, []
         checkpoint = self.checkpoint = last_checkpoint(config.out)
         self.kept: Kept | None = None
         self.trained: Trained = model  # whose weights checkpoints hold as the trained ones
@@ -262,7 +261,7 @@ class Run:
         if state:
             optimizers = [learner.optimizer for learner in self.learners]
             checkpoints.load_optimizers(checkpoint, self.accelerator, model, optimizers)
-            self.start, self.history, self.before = state["step"], state["history"], state["wall_seconds"]
+            self.start, self.history, self.clock = state["step"], state["history"], self.clock.after(state)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         if config.tracker:
@@ -410,8 +409,7 @@ class Run:
         return row
 
     def save(self, step: int) -> None:
-        state = {"step": step, "config": plain(self.config), "history": self.history}
-        state["wall_seconds"] = self.before + time.time() - self.started
+        state = {"step": step, "config": plain(self.config), "history": self.history, **self.clock.spent()}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         kept = self.kept.state_dict() if self.kept is not None else {}
@@ -422,6 +420,6 @@ class Run:
 
     def finish(self) -> None:
         if self.accelerator.is_main_process:
-            about = {"config": plain(self.config), **provenance(self.started - self.before), "history": self.history}
+            about = {"config": plain(self.config), **provenance(self.clock), "history": self.history}
             write_json(self.config.out / "result.json", about)
         self.accelerator.end_training()

@@ -10,7 +10,6 @@ of "1 query & copy" get a cosine of 0), then compared: cosine, mean |difference|
 The paper prints sums over an unknown number of values for L1 and L2: compare the order, not the values.
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 import table_command
 import table_runs
-from common import command_line, generator, provenance, write_json
+from common import Clock, command_line, generator, provenance, write_json
 from evaluate import picture_noise
 from fsalign_lib.dense_reward import predict_rewards, query_steps
 from fsalign_lib.rollout import rollout
@@ -101,7 +100,7 @@ def measure(work: table_runs.Work, steps: int, prompts: Sequence[str]) -> dict[s
 def run(ready: table_command.Ready) -> None:
     work = ready.work
     if work and not all(table_runs.run_path(work.folder, row, None).exists() for row in TABLE.rows):
-        started, cells = time.time(), {name: {} for name in TABLE.rows}
+        clock, cells = Clock(), {name: {} for name in TABLE.rows}
         for name, prompts in work.prompts.items():
             for steps in TABLE.steps:
                 for row, scores in measure(work, steps, prompts).items():
@@ -110,8 +109,9 @@ def run(ready: table_command.Ready) -> None:
                     cells[row][f"{name}-{steps}"] = about | {"scores": scores, "means": means}
         for row, found in cells.items():
             about = {"row": row, "seed": None, "settings": table_runs.settings(work, row, None), "training": None}
-            made = provenance(started)
-            made["wall_seconds"] = round(made["wall_seconds"] / len(cells), 1)  # all rows were measured together
+            made = provenance(clock)
+            for name in ("wall_seconds", "cpu_seconds"):
+                made[name] = round(made[name] / len(cells), 1)  # all rows were measured together
             write_json(table_runs.run_path(work.folder, row, None), about | {"evaluation": made, "cells": found})
     table_command.run(ready)
 

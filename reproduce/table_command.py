@@ -11,7 +11,6 @@ python reproduce/<table>.py --threads 1 --only OTHER ROWS
 """
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +22,10 @@ import curve_runs
 import distillation
 import recipes
 import table_runs
+import targets
 from chunks import processes
 from claims import read_claims
-from common import ROOT, command_line, positive, writable_folder, write_json
+from common import ROOT, Clock, command_line, positive, writable_folder, write_json
 from curve_figures import draw
 from data import SETS
 from fsalign_lib.hub import REVISIONS
@@ -93,11 +93,11 @@ def check(table: Table, config: TableConfig) -> None:
             raise ValueError(f"{cut} must not write over {config.out}: name another folder with --out")
         config.work = config.work or config.out / "runs"
     config.work = config.work or ROOT / "reproduce" / "runs" / file_name(
-        table.reads or table.shares or table.name, config
+        table.reads or table.pool or table.name, config
     )
     if table.reads:
         config.work = config.work / "curves"
-    if table.shares:
+    if table.pool:
         config.work = config.work / table.name
     writable_folder(config.out)
 
@@ -125,9 +125,9 @@ def run(ready: Ready) -> None:
             import plan  # which reads the tables
 
             print()
-            plan.run(plan.prepare(plan.PlanConfig(table=table.name)))
+            plan.run(plan.prepare(plan.PlanConfig(table=table.name, count=plan.divisor(table))))
         return
-    started, path = time.time(), config.out / f"{file_name(table.name, config)}.json"
+    clock, path = Clock(), config.out / f"{file_name(table.name, config)}.json"
     if work:
         for row in config.only:
             for seed in table_runs.row_seeds(table, row):
@@ -147,7 +147,7 @@ def run(ready: Ready) -> None:
         return
     if any(done.values()):
         cut = config.smoke or config.models == "tiny"
-        write_json(path, table_runs.gather(table, config.work, started, config.scale, cut))
+        write_json(path, table_runs.gather(table, config.work, clock, config.scale, cut))
     result = json.loads(path.read_text()) if path.exists() else None
     if result and table.figures:
         for name, sheet in table.figures(result).items():
@@ -166,7 +166,9 @@ def description(table: Table, scale: str) -> str:
         parts.append(f"\nrow {name}: {row.title}" + what(row, scale))
         if row.method:
             parts.append(recipes.describe(row.method, scale, own_settings(table, row, scale)))
-    if any(row.method in recipes.OFFLINE for row in table.rows.values()):
+    if table.targets:
+        parts.append(f"\ntargets {table.targets[scale]}: {targets.SETS[table.targets[scale]]}")
+    elif any(row.method in recipes.OFFLINE for row in table.rows.values()):
         parts.append(f"\npairs for offline methods: {PairConfig() if scale == 'pocket' else FullPairConfig()}")
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
@@ -180,30 +182,31 @@ def what(row: Row, scale: str) -> str:
     """Which model a row is, in a few words."""
     if row.elsewhere:
         return ", not part of this project: the paper's number alone"
-    if row.method:
-        return f" ({row.method})"
+    how = f" ({row.method})" if row.method else ", the model as it is"
+    if row.composed:
+        how = f", the LoRA of {row.composed[scale]} on what row {row.start} trained"
     if s := row.sampled:
-        return (
-            f", {s.models[scale]} as it is: {s.kernel}, {s.steps} steps, eta {s.eta:g}, guidance {s.guidance[scale]:g}"
-        )
-    return ", the model as it is"
+        how += f", {s.models[scale]}: {s.kernel}, {s.steps} steps, eta {s.eta:g}, guidance {s.guidance[scale]:g}"
+    return how
 
 
 def own_settings(table: Table, row: Row, scale: str) -> dict:
     """Those of the table and of the row, in the place of the recipe's."""
     own = row.own(scale)
+    own = {"model": (row.sampled.models if row.sampled else table.models)[scale]} | own
     if row.method not in distillation.DISTILL:
         return own
     trained = row.start and table.rows[row.start].method
     start = f"the run of row {row.start}" if trained else None
-    return {"model": table.models[scale], "teacher": table.teachers[scale], "start": start} | own
+    return {"teacher": table.teachers[scale], "start": start} | own
 
 
 def weights(table: Table) -> list[str]:
     """Of the models that the rows start from and are taught by, as lines."""
     lines = []
-    sampled = [row.sampled.models["full"] for row in table.rows.values() if row.sampled]
-    for name in dict.fromkeys([table.models["full"], table.teachers.get("full", table.models["full"]), *sampled]):
+    others = [row.sampled.models["full"] for row in table.rows.values() if row.sampled]
+    others += [row.composed["full"] for row in table.rows.values() if row.composed]
+    for name in dict.fromkeys([table.models["full"], table.teachers.get("full", table.models["full"]), *others]):
         preset = PRESETS[name]
         for source in (preset.pipeline, preset.network, preset.lora, preset.vae):
             if isinstance(source, str):
@@ -215,7 +218,7 @@ def data_sets(table: Table) -> list[str]:
     """The prompts that the rows are trained and compared on at full scale, as lines."""
     trained = [recipes.RECIPES[row.method, "full"] for row in table.rows.values() if row.method]
     names = [prompts.full for prompts in table.prompts.values()] + [r["prompts"][0] for r in trained if "prompts" in r]
-    lines = []
+    lines, names = [], names + ([table.targets["full"]] if table.targets else [])
     for name in dict.fromkeys(names):
         known = SETS[name]
         place = f", expected at {' or '.join(known.files)} in FSALIGN_DATA" if known.files else ""

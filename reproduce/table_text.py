@@ -7,13 +7,17 @@ from pathlib import Path
 
 import distillation
 from claims import Claim, count, read_claims
-from common import ROOT, write_text
-from table_runs import row_cells
+from common import ROOT, core_seconds, write_text
+from table_runs import LAST, row_cells
 from tables import Row, Table
 
 PAPERS = Path(__file__).parent / "papers"
 NOT_RUN = "not run"
 ELSEWHERE = "not part of this project"
+ONE_SEED = (
+    "**One training seed a row.** The intervals are over prompts and pictures alone: they say how sure a difference "
+    "of these runs is, not whether another seed would show it."
+)
 
 
 def printed(table: Table) -> dict[tuple[str, str, int], dict[str, str]]:
@@ -93,7 +97,7 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
         for number, (name, row) in enumerate(rows.items()):
             if metric not in shown:
                 continue
-            values = [paper.get((prompts, name, row.steps_at(steps)), {}).get(metric, "")] if paper else []
+            values = [on_paper(paper, prompts, name, row, steps).get(metric, "")] if paper else []
             values.append(ours(table, result, name, cell, metric, decimals))
             for other in against:
                 later = number > list(rows).index(other) and not row.elsewhere
@@ -102,6 +106,13 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
     word = "better than" if table.lower else "above"
     numbers = ["paper", "ours"] if paper else ["ours"]
     return lines(["metric", "row", *numbers, *(f"{word} {rows[name].title}" for name in against)], body)
+
+
+def on_paper(paper: dict, prompts: str, name: str, row: Row, steps: int) -> dict[str, str]:
+    """A row's printed numbers. One that is sampled in a way of its own has them at the paper's number of steps."""
+    if row.sampled or row.elsewhere:
+        return next((line for (of, which, _), line in paper.items() if (of, which) == (prompts, name)), {})
+    return paper.get((prompts, name, steps), {})
 
 
 def beside_lines(table: Table, result: dict | None, cell: tuple[str, int]) -> str | None:
@@ -119,6 +130,53 @@ def beside_lines(table: Table, result: dict | None, cell: tuple[str, int]) -> st
     ]
     table_ = lines(["row", *(label for label, _ in shown.values())], body)
     return f"Beside the paper's metrics, on the same pictures:\n\n{table_}"
+
+
+def differences(table: Table, result: dict | None) -> str:
+    """How far each row lies from `table.against`, with its interval, and how its training ended."""
+    title = table.rows[table.against].title
+    parts = [f"## Difference from {title}"]
+    note = "Row less base recipe, with its 95% interval, bold where that does not hold 0."
+    for prompts in table.prompts:
+        for steps in table.steps:
+            cell = {"prompts": prompts, "steps": steps}
+            body = [
+                [row.title, *(difference(result, name, cell, m, d) for m, (_, d) in table.metrics.items())]
+                for name, row in table.rows.items()
+                if name != table.against
+            ]
+            parts.append(lines(["row", *(label for label, _ in table.metrics.values())], body))
+    ends = [
+        [row.title, *(ended(result, name, key, d) for key, (_, d) in table.watched.items())]
+        for name, row in table.rows.items()
+        if row.method
+    ]
+    parts += [note, f"The end of training, mean over {LAST} rounds ± standard deviation over training seeds:"]
+    return "\n\n".join([*parts, lines(["row", *(label for label, _ in table.watched.values())], ends)])
+
+
+def difference(result: dict | None, row: str, cell: dict, metric: str, decimals: int) -> str:
+    place = {"row": row, "metric": metric} | cell
+    found = [d for d in result["differences"] if place.items() <= d.items()] if result else []
+    if not found:
+        return NOT_RUN
+    estimate, low, high = (f"{found[0][key]:+.{decimals}f}" for key in ("estimate", "low", "high"))
+    apart = found[0]["low"] > 0 or found[0]["high"] < 0
+    return f"{'**' * apart}{estimate} [{low}, {high}]{'**' * apart}"
+
+
+def ended(result: dict | None, row: str, key: str, decimals: int) -> str:
+    values = [run["training"]["end"][key] for run in result["runs"] if run["row"] == row] if result else []
+    if not values:
+        return NOT_RUN
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{spread}"
+
+
+def tuning(table: Table, result: dict | None) -> str:
+    """What was tried for each row before its settings were fixed."""
+    told = result["tuning"] if result else {name: row.tuning for name, row in table.rows.items() if row.tuning}
+    return "## Tuning\n\n" + lines(["row", "tried"], [[table.rows[name].title, what] for name, what in told.items()])
 
 
 def told(row: Row) -> str:
@@ -146,12 +204,12 @@ def total(table: Table, result: dict | None) -> str:
 
 
 def hours(table: Table, result: dict | None) -> float | None:
-    """Of all runs, one after the other; the training of another table's runs is counted there."""
+    """Of all runs, core hours on a CPU; the training of another table's runs is counted there."""
     if not result or not result["runs"]:
         return None
     keys = ("evaluation",) if table.reads else ("training", "evaluation")
     parts = [result["pairs"]] + [run[key] for run in result["runs"] for key in keys]
-    return sum(part["wall_seconds"] for part in parts if part) / 3600
+    return sum(core_seconds(part) for part in parts if part) / 3600
 
 
 def memory(result: dict | None) -> float | None:
@@ -164,16 +222,20 @@ def memory(result: dict | None) -> float | None:
 
 def page(table: Table, result: dict | None) -> str:
     """The whole Markdown page of a table; None: nothing was run."""
-    numbers = "Paper: the printed value. Ours: mean" if printed(table) else "The paper draws this. Ours: mean"
-    if any(row.method for row in table.rows.values()):
-        numbers += f" ± standard deviation over {len(table.seeds)} training seeds"
+    unprinted = "The paper has no such table." if table.against else "The paper draws this."
+    numbers = ("Paper: the printed value." if printed(table) else unprinted) + " Ours: mean"
+    seeds = len(table.seeds) if any(row.method for row in table.rows.values()) else 0
+    if seeds > 1:
+        numbers += f" ± standard deviation over {seeds} training seeds"
     if not result or result["scale"] == "pocket":
         numbers += ", on the pocket world: compare the differences, not the values"
     parts = [
         f"# {table.title}",
         f"Made by `python reproduce/{table.name}.py`; do not edit. {numbers}. A claim is "
-        "*reproduced* when the 95% paired bootstrap interval of its difference, over training seeds, prompts and "
-        "pictures, lies above 0, *contradicted* when it lies below, *inconclusive* when it holds 0.",
+        "*reproduced* when the 95% paired bootstrap interval of its difference, over "
+        f"{'training seeds, ' * (seeds > 1)}prompts and pictures, lies above 0, *contradicted* when it lies below, "
+        "*inconclusive* when it holds 0.",
+        *([ONE_SEED] if seeds == 1 else []),
         *([table.note] if table.note else []),
         f"**Claims: {total(table, result)}.**",
         tally(table, result),
@@ -183,11 +245,16 @@ def page(table: Table, result: dict | None) -> str:
     if result and table.figures:
         stem = table.name + ("-full" if result["scale"] == "full" else "")
         parts += [f"![{sheet.caption}]({stem}-{name}.png)" for name, sheet in table.figures(result).items()]
+    if result and table.drawn:
+        stem = table.name + ("-full" if result["scale"] == "full" else "")
+        parts += [f"![{caption}]({stem}-{name}.png)" for name, caption in table.drawn.items()]
     if table.curve:
         parts.append(costs(table, result))
     elif any(row.method in distillation.DISTILL for row in table.rows.values()):
         parts.append(distill_costs(table, result))
+    parts += [differences(table, result)] if table.against else []
     parts += [section(table, result, prompts, steps) for prompts in table.prompts for steps in table.steps]
+    parts += [tuning(table, result)] if any(row.tuning for row in table.rows.values()) else []
     return "\n\n".join(parts + ([about(result)] if result else [])) + "\n"
 
 
@@ -205,9 +272,9 @@ def costs(table: Table, result: dict | None) -> str:
         body.append([told(row), *values])
     table_ = lines(["row", "samples", "reward queries", "training, hours", "KL of a step"], body)
     note = (
-        "Of one run, the mean over training seeds. Hours are core hours on a CPU. KL to the reference in nats, summed "
-        "over dimensions, the mean over the stochastic steps of the policy's own trajectories at the end of training, "
-        "with as many steps as it was trained with."
+        f"Of one run{', the mean over training seeds' * (len(table.seeds) > 1)}. Hours are core hours on a CPU. KL to "
+        "the reference in nats, summed over dimensions, the mean over the stochastic steps of the policy's own "
+        "trajectories at the end of training, with as many steps as it was trained with."
     )
     return f"## What it took\n\n{table_}\n\n{note}"
 
@@ -248,13 +315,16 @@ def about(result: dict) -> str:
     for run in result["runs"]:
         training, evaluation = run["training"], run["evaluation"]
         name = run["row"] if run["seed"] is None else f"{run['row']}, seed {run['seed']}"
-        minutes = [f"{part['wall_seconds'] / 60:.1f}" if part else "" for part in (training, evaluation)]
+        minutes = [f"{core_seconds(part) / 60:.1f}" if part else "" for part in (training, evaluation)]
         made = training or evaluation
         memory = max(part["peak_memory_mb"] for part in (training, evaluation) if part)
         body.append([name, *minutes, f"{memory} MB", f"{made['device']}, {made['threads']} threads", commit(made)])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     table = lines(["run", "training, min", "evaluation, min", "memory of the process", "device", "commit"], body)
-    beside = "Settings, commands and every picture's scores are in the JSON beside this page."
+    beside = (
+        "Minutes are CPU time, on a GPU or where none was recorded wall time. Settings, commands and every picture's "
+        "scores are in the JSON beside this page."
+    )
     return f"## Runs\n\n{table}\n\n{versions}. {beside}"
 
 

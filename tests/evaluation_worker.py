@@ -7,7 +7,6 @@ import signal
 import torch
 from torch.nn import functional as F
 
-import chunks
 import evaluate
 import tiny
 from scoring import Frechet, Reward
@@ -56,5 +55,5 @@ def work(folder, prompts, out, environment, kill_at=None):
             done.append(target)
         replace(source, target)
 
-    chunks.os.replace = counted
+    os.replace = counted
     evaluate.run(evaluate.prepare(config(folder, prompts, out), metrics=metrics()))

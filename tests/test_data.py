@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import tarfile
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -411,7 +412,7 @@ def test_encoding_that_was_stopped_goes_on(pictures, tmp_path, stop):
 def test_stopped_while_a_shard_is_written(pictures, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(latents.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="cannot write .*000000.safetensors .*No space left.*free some space"):
             latents.encode_pictures(pictures, Encoder(), cache)
     assert not list(cache.iterdir()), "nothing half-written is left"

@@ -1,11 +1,13 @@
 """Rollouts: seeds that survive any split, and log-probs that are the same when recorded and when recomputed."""
 
 import contextlib
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import nn
 
+import memory
 from fsalign_lib.kernels import build_kernel
 from fsalign_lib.rollout import Trajectory, rollout, seeded_noise, step_log_probs
 from fsalign_lib.schedules import NoiseSchedule
@@ -89,7 +91,7 @@ def test_rollout_is_the_sampler(model, name, num_steps):
     assert model.calls == [6] * num_steps  # one network call a step
     assert trajectory.states.shape == (6, num_steps + 1, *SHAPE) and trajectory.x0_hat.shape == (6, num_steps, *SHAPE)
     assert trajectory.log_prob.shape == (6, num_steps) and trajectory.log_prob.dtype == torch.float32
-    assert not trajectory.states.requires_grad and not trajectory.log_prob.requires_grad
+    assert not any(getattr(trajectory, field.name).requires_grad for field in fields(Trajectory))
     assert torch.equal(trajectory.states[:, 0], kernel.initial(noise[:, 0]))
     assert torch.equal(trajectory.final, trajectory.states[:, -1])
     for n in range(num_steps):
@@ -102,6 +104,25 @@ def test_rollout_is_the_sampler(model, name, num_steps):
         else:
             assert not trajectory.log_prob[:, n].any()
             torch.testing.assert_close(x_next, x0_hat)
+
+
+def test_memory_grows_by_what_is_kept_alone(model):
+    """A graph would cost more than a step stores, and so would lists that are stacked at the end."""
+
+    def held(num_steps, sample=rollout):
+        kernel, cond, noise = setting(model, "ddim", num_steps, batch=2000)
+        before, made = memory.live_bytes(), []
+        peak = memory.peak_bytes(lambda: made.append(sample(model, kernel, cond, noise)))
+        return peak - before, sum(getattr(made[0], field.name).nbytes for field in fields(Trajectory))
+
+    def with_a_graph(*args):
+        trajectory = rollout.__wrapped__(*args)
+        assert trajectory.states.requires_grad
+        return trajectory
+
+    (low, less), (peak, kept), (graph, _) = held(3), held(9), held(9, with_a_graph)
+    assert (peak - low) / (kept - less) == pytest.approx(1, abs=0.02)
+    assert (graph - low) / (kept - less) > 2
 
 
 @pytest.mark.parametrize("name", NAMES)

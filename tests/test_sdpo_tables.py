@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import plan
 import sdpo_ablations
 import sdpo_curves
 import sdpo_instability
+import sdpo_lcm
 import sdpo_table1
 import sdpo_table3
 import table_command
@@ -30,7 +33,7 @@ from measure import picture_noise
 from table_command import RESULTS, TableConfig, prepare
 from table_command import run as run_table
 
-FIGURES = (sdpo_curves, sdpo_ablations, sdpo_instability)
+FIGURES = (sdpo_curves, sdpo_ablations, sdpo_instability, sdpo_lcm)
 SCRIPTS = (sdpo_table1, sdpo_table3, *FIGURES)
 ROWS, STEPS = ("base", "ddpo-hps", "sdpo-hps"), (1, 4)
 
@@ -236,6 +239,7 @@ def test_a_sheet_for_each_number_of_steps(curved, tmp_path):
 CHOSEN = {
     sdpo_ablations: ("base", "random", "accumulated", "without-last", "sdpo"),
     sdpo_instability: ("base", "ddpo-long", "rebel-1", "ddpo-mixed"),
+    sdpo_lcm: ("base", "ddpo", "rebel", "sdpo"),
 }
 
 
@@ -248,12 +252,12 @@ def sheets(script, result):
 
 
 @pytest.mark.parametrize("script", CHOSEN, ids=lambda script: script.__name__)
-def test_ablations_and_instability_run_the_whole_way(script, tiny_world, tmp_path):
-    names = CHOSEN[script]
-    table = replace(a_part(script.TABLE, names, (1, 16)), figures=lambda result: sheets(script, result))
+def test_tables_of_curves_run_the_whole_way(script, tiny_world, tmp_path):
+    names, steps = CHOSEN[script], script.TABLE.steps if script is sdpo_lcm else (1, 16)
+    table = replace(a_part(script.TABLE, names, steps), figures=lambda result: sheets(script, result))
     found = make_table(script, table, tiny_world(script), tmp_path)
     assert [run["row"] for run in found["runs"]] == list(names)
-    rounds = script.SMOKE.settings["ddpo" if script is sdpo_instability else "sdpo"]["rounds"]
+    rounds = script.SMOKE.settings["sdpo" if script is sdpo_ablations else "ddpo"]["rounds"]
     for run in found["runs"][1:]:
         assert [point["round"] for point in run["curve"]] == list(range(rounds + 1))
         assert set(script.TABLE.metrics) <= set(run["cells"]["animals-1"]["means"])
@@ -311,8 +315,31 @@ def test_numbers_of_a_curve():
     assert all(kind(alone, [0]).mean() == 0 for kind in curves.OVER_ROUNDS.values())
 
 
+def test_a_busy_machine_makes_no_run_longer():
+    """Hours are CPU time on a CPU; a result of before there was any counts wall time by threads."""
+    made = {"device": "CPU (x86_64)", "threads": 2, "wall_seconds": 7200.0, "cpu_seconds": 1800.0}
+    assert common.core_seconds(made) == 1800 and curves.hours(made) == 0.5
+    assert curves.hours(made | {"device": "NVIDIA H100"}) == 2
+    old = {key: value for key, value in made.items() if key != "cpu_seconds"}
+    assert curves.hours(old) == 4
+    runs = [{"row": "base", "training": None, "evaluation": made}, {"row": "sdpo", "training": old, "evaluation": made}]
+    result = {"runs": runs, "pairs": None}
+    assert table_text.hours(sdpo_ablations.TABLE, result) == 0.5 + 4 + 0.5
+    assert table_text.hours(sdpo_curves.TABLE, result) == 1, "trained, and counted, by the table that it reads"
+
+
+def test_a_clock_counts_the_cpu_time_of_this_process_alone():
+    clock = common.Clock()
+    time.sleep(0.3)
+    spent = clock.spent()
+    assert spent["wall_seconds"] >= 0.3 > 0.2 > spent["cpu_seconds"]
+    before = {"wall_seconds": 60.0, "cpu_seconds": 50.0}
+    found = clock.after(before, before, {"wall_seconds": 9.0}).spent()
+    assert 129 <= found["wall_seconds"] < 140 and 109 <= found["cpu_seconds"] < 120
+
+
 def test_time_is_compared_at_the_end_of_the_quickest_run():
-    """A row that takes twice as long is taken half way."""
+    """A row that takes twice as long is taken half way; the machine was busy meanwhile."""
     table = a_part(sdpo_ablations.TABLE, ("base", "all", "sdpo"), (1,))
 
     def run(row, seconds, *values):
@@ -325,7 +352,8 @@ def test_time_is_compared_at_the_end_of_the_quickest_run():
             }
             for n, v in enumerate(values, 1)
         ]
-        training = {"threads": 1, "device": "CPU", "wall_seconds": seconds, "config": {"pairs": 2}}
+        training = {"threads": 1, "device": "CPU", "wall_seconds": 500.0 - seconds, "cpu_seconds": seconds}
+        training["config"] = {"pairs": 2}
         training["history"] = [{"queries": 4.0}] * len(values)
         return {"row": row, "seed": 0, "training": training, "cells": points[-1]["cells"], "curve": points}
 
@@ -377,6 +405,22 @@ def test_every_order_that_the_figures_show_is_a_claim():
     assert found == {(f"{m}-{s}", f"{m}-long", s) for m in others for s in (1, 2)} | {("ddpo-mixed", "ddpo-long", 16)}
 
 
+def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times():
+    table = sdpo_lcm.TABLE
+    assert {(c.above, c.below, c.steps) for c in claims.read_claims("sdpo-lcm")} == {
+        ("sdpo", m, 8) for m in ("ddpo", "rebel")
+    }
+    model = models.load(table.models["pocket"])
+    for name in sdpo_lcm.METHODS:
+        make = partial(table_runs.make_config, table_runs.train_online.OnlineConfig, name)
+        pocket, full = make("pocket", **table.rows[name].own("pocket")), make("full", **table.rows[name].own("full"))
+        kernel = model.sampler(pocket.steps, pocket.kernel)
+        assert type(kernel).__name__ == "Renoise" and kernel.timesteps.tolist()[:2] == [999, 879]
+        assert pocket.trained_steps(kernel).tolist() == list(range(7)), "the last step has no density"
+        assert (full.kernel, full.steps, full.shared_start) == (pocket.kernel, pocket.steps, pocket.shared_start)
+        assert (full.lr, full.rank, full.reward) == (1e-4, 8, "aesthetic")
+
+
 def test_a_row_differs_from_sdpo_in_one_thing():
     for name, (_, _, own) in sdpo_ablations.VARIANTS.items():
         rows = sdpo_ablations.TABLE.rows
@@ -386,6 +430,20 @@ def test_a_row_differs_from_sdpo_in_one_thing():
         ]
         other = {k for k, v in common.plain(configs[0]).items() if v != common.plain(configs[1])[k]}
         assert other == set(own) and len(own) == 1
+
+
+def test_a_page_says_what_its_intervals_are_over():
+    pages = {
+        seeds: table_text.page(replace(sdpo_instability.TABLE, seeds=tuple(range(seeds))), None) for seeds in (1, 3)
+    }
+    for seeds, page in pages.items():
+        assert (
+            ("over prompts and pictures, lies above 0" in page) == ("One training seed a row" in page) == (seeds == 1)
+        )
+        assert ("over training seeds, prompts and pictures" in page) == ("± standard deviation" in page) == (seeds > 1)
+    assert sdpo_ablations.TABLE.seeds == sdpo_instability.TABLE.seeds == (0,) and sdpo_table1.TABLE.seeds == (0, 1, 2)
+    untrained = table_text.page(sdpo_table3.TABLE, None)
+    assert "over prompts and pictures, lies above 0" in untrained and "training seed" not in untrained
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

@@ -1,6 +1,8 @@
 """The benchmark runs, and both sides of each ratio make the network calls that its docstring counts. No time is held
 to anything here: a busy machine would decide."""
 
+import json
+
 import pytest
 import torch
 
@@ -120,9 +122,12 @@ def test_both_sides_of_a_distillation_make_the_same_calls(bench, method):
 def test_it_prints_all_ratios_with_their_spread(tmp_path, capsys):
     folder = tiny.build(tmp_path / "tiny")
     given = ["--model", str(folder), "--teacher", str(folder)]
-    step_cost.main([*given, "--pairs", "2", "--repetitions", "2", "--steps", "3"])
+    out = tmp_path / "found.json"
+    step_cost.main([*given, "--pairs", "2", "--repetitions", "2", "--steps", "3", "--out", str(out)])
     title, *lines = capsys.readouterr().out.splitlines()
     assert "2 pairs, 2 repetitions" in title and len(lines) == 6
     parts = [(method, part) for method in step_cost.ONLINE for part in ("update", "rollout")]
     for line, (method, part) in zip(lines, parts + [(m, "update") for m in step_cost.DISTILL], strict=True):
         assert line.startswith(method) and part in line and f"target {step_cost.TARGETS[part]:.2f}" in line
+    found = json.loads(out.read_text())["found"]
+    assert [f"{one['ratio']:.3f}" for one in found] == [line.split()[2] for line in lines]

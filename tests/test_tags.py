@@ -73,3 +73,10 @@ def test_tags_of_the_library_occur_in_a_notebook():
 
 def test_tags_of_the_notebooks_occur_in_the_library():
     assert missing(notebooks(), library()) == []
+
+
+def test_the_map_has_every_notebook_that_there_is():
+    start = ROOT / "notebooks/00_start_here.ipynb"
+    rows = re.findall(r"^\| \[(\d\d)\]\((\S+\.ipynb)\)", notebooks()[start], re.MULTILINE)
+    assert [name for _, name in rows] == [path.name for path in notebooks() if path != start]
+    assert all(name.startswith(number) for number, name in rows)
