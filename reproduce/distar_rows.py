@@ -24,6 +24,10 @@ from tables import Row, Sampled
 POOL = "distar"  # the folder of their runs
 SCALES = {1: 0.3, 10: 3.0, 30: 10.0, 100: 30.0}  # the paper's alpha_rew (30 is ours) -> the pocket world's
 UPDATES, LONGER = 80, 3
+TUNING = (
+    "none for KL or score: the learning rates are those of the one trial that DI++'s recipe tells of, and the pocket "
+    "world's reward scales follow from norms of gradients at the first step, on training prompts"
+)
 
 POCKET = {
     "updates": UPDATES,
@@ -51,7 +55,7 @@ def row(title: str, method: str, scale: int, longer: int = 1, **settings) -> Row
     for some, alpha in ((own, SCALES.get(scale, 0.0)), (full, float(scale))):
         some["updates"] *= longer
         some |= {"reward_scale": alpha} if scale else {"reward": None, "reward_scale": 0.0}
-    return Row(title, method, own, full)
+    return Row(title, method, own, full, tuning=TUNING)
 
 
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=50, guidance={"pocket": 2.5, "full": 5.0})
