@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import claims
 import common
@@ -262,7 +263,15 @@ def test_fid_at_full_scale_needs_the_statistics_of_the_captions(monkeypatch, tmp
     assert table_runs.metrics_of(work, "coco")["fid"].reference(("a cat",)) is there
 
 
-def test_full_scale_on_twins(tmp_path, monkeypatch):
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate remembers the precision of the first run of a process, here and for what comes after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_full_scale_on_twins(tmp_path, monkeypatch, fresh_accelerate):
     """The published formats, by the command line: DMD2's student, SDXL its teacher, FID left out."""
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]
