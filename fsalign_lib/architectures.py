@@ -68,6 +68,7 @@ UNETS = {
     "sdxl-dmd2-lora": SDXL_UNET,
     "sdxl-dmd2-1step": SDXL_UNET,
     "sdxl-lcm": SDXL_UNET | {"time_cond_proj_dim": 256},
+    "sdxl-lcm-lora": SDXL_UNET,
 }
 
 PIXART_512 = {

@@ -34,3 +34,8 @@ def boundary_scalings(t: int | Tensor, timestep_scaling: float, x: Tensor) -> tu
     scaled = timestep_scaling * torch.as_tensor(t, dtype=torch.float64).view(-1, *[1] * (x.ndim - 1))
     root = (scaled**2 + 0.25).sqrt()
     return (0.25 / root**2).to(x), (scaled / root).to(x)
+
+
+def pseudo_huber(difference: Tensor, c: float) -> Tensor:
+    r"""$\sqrt{d^2 + c^2} - c$ of every element d: quadratic near 0, |d| far from it.  # of difference's shape"""
+    return (difference**2 + c**2).sqrt() - c

@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import errors
 
 # Where this was written the hub could not be asked. These are the commits that public projects pin, or name in their
-# cache paths: several independent ones for each repository, but one (finegrain-ai/refiners) for lcm-sdxl.
+# cache paths: several independent ones for each repository, but one for lcm-sdxl (finegrain-ai/refiners) and for DINO.
 REVISIONS = {
     "stabilityai/sd-turbo": "b261bac6fd2cf515557d5d0707481eafa0485ec2",
     "stabilityai/sdxl-turbo": "71153311d3dbb46851df1931d3ca6e939de83304",
@@ -30,6 +30,7 @@ REVISIONS = {
     "madebyollin/sdxl-vae-fp16-fix": "207b116dae70ace3637169f1ddd2434b91b3a8cd",
     "tianweiy/DMD2": "be22767697a1f3ca656b73c776e15fa335c86c6c",
     "latent-consistency/lcm-sdxl": "8b5d1b76b33abc5a5887c3f9ee8bffea2365dfe1",
+    "latent-consistency/lcm-lora-sdxl": "a18548dd4956b174ec5b0d78d340c8dae0a129cd",
     "SimianLuo/LCM_Dreamshaper_v7": "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
     "PixArt-alpha/PixArt-XL-2-512x512": "50f702106901db6d0f8b67eb88e814c56ded2692",
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
@@ -38,6 +39,7 @@ REVISIONS = {
     "zai-org/ImageReward": "5736be03b2652728fb87788c9797b0570450ab72",
     "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
     "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "facebook/dino-vits16": "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd",
 }
 SKIPPED = "*.fp16.*"  # half-precision doubles of files that are read in full
 

@@ -339,16 +339,25 @@ class LatentModel:
         """How a model that knows only certain times is sampled: `presets.Preset`'s fields of the same names."""
         return {"kernel": self.kernel, "timesteps": self.timesteps, "guidance": self.guidance_scale}
 
+    def merged_network(self) -> nn.Module:
+        """A copy of the network with the trained weights merged in."""
+        unet = copy.deepcopy(self.unet)
+        if self.adapter is not None:
+            unet.fuse_lora(adapter_names=[self.adapter])
+            unet.unload_lora()
+        return unet
+
     def save_pretrained(self, folder: Path) -> None:
         """Write a diffusers pipeline folder with the trained weights merged in; `load` reads it.
 
         Where the model knows only certain times, presets.SAMPLING stands beside the parts and says so to `load`.
         """
-        unet = copy.deepcopy(self.unet)
-        if self.adapter is not None:
-            unet.fuse_lora(adapter_names=[self.adapter])
-            unet.unload_lora()
-        parts = {self.text.network: unet, "vae": self.vae, "scheduler": self.scheduler, **self.text.components()}
+        parts = {
+            self.text.network: self.merged_network(),
+            "vae": self.vae,
+            "scheduler": self.scheduler,
+            **self.text.components(),
+        }
         getattr(diffusers, self.text.pipeline)(**parts).save_pretrained(folder, safe_serialization=True)
         if self.timesteps is not None:
             (Path(folder) / SAMPLING).write_text(json.dumps(self.sampling(), indent=2) + "\n")

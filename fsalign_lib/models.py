@@ -1,10 +1,12 @@
 """Loading models: presets by name, and pipeline folders, in diffusers' and transformers' classes.
 
-`load(name)` takes a preset ("pocket-turbo", see `presets`) or a folder in diffusers' pipeline layout.
+`load(name)` takes a preset ("pocket-turbo", see `presets`) or a folder in diffusers' pipeline layout. The LoRA of a
+preset can be put on another teacher: `load("pocket-lcm", network=teacher.merged_network())`.
 
 `hub` says where published files are read from, `tensor_files` how.
 """
 
+import copy
 import inspect
 import json
 from collections.abc import Iterable
@@ -31,6 +33,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     image_size: int | None = None,
     hub: str | Path | None = None,
+    network: nn.Module | None = None,
 ) -> LatentModel:
     """Load a preset by name, or a folder in diffusers' pipeline layout.
 
@@ -38,10 +41,12 @@ def load(
         dtype: of all networks.
         image_size: of the pictures, if not the one that the UNet's configuration names.
         hub: a folder with published files, see `hub`.
+        network: a UNet in place of the preset's own, to a copy of which the preset's LoRA is added: that of a teacher
+            that has been trained, say, as `LatentModel.merged_network` gives it.
 
     Raises:
         ValueError: an unknown name, a pipeline of a kind that is not supported, weights that do not fit or are of
-            another revision.
+            another revision, or a network with adapters.
         FileNotFoundError: a repository, a folder or a part of one is missing, or the hub cannot be reached.
         PermissionError: a repository asks for consent.
     """
@@ -49,7 +54,9 @@ def load(
     files = Hub.of(f"model {name!r}", hub)
     preset, root = _find(name, files)
     scheduler = _scheduler(name, preset, root, SCHEDULERS)
-    unet = _network(preset, root, files, dtype)
+    unet = _network(preset, root, files, dtype) if network is None else _copy(name, network, dtype)
+    if preset.lora is not None:
+        merge_lora(unet, _published(preset.lora, files))
     vae = _vae(preset, root, files, dtype)
     image_size = image_size or unet.config.sample_size * vae_factor(vae)
     text = _text(name, root, unet.config, image_size, dtype)
@@ -143,14 +150,22 @@ def merge_lora(unet: nn.Module, weights: Path) -> None:
     unet.unload_lora()
 
 
-def _published(source: str, hub: Hub) -> Path:
-    """The file or folder that a preset's source names."""
+def _published(source: str | Path, hub: Hub) -> Path:
+    """The file or folder that a preset's source names.
+
+    Raises:
+        FileNotFoundError: see `Hub.fetch`; or a file that is named by its path is missing.
+    """
+    if isinstance(source, Path):
+        if not source.exists():
+            raise FileNotFoundError(f"{hub.reader}: no {source}: build it with python -m fsalign_lib.pocket.build")
+        return source
     repository, file = presets.split(source)
     return hub.fetch(repository, [file]) / file if file else hub.fetch(repository, NETWORK)
 
 
 def _network(preset: Preset, root: Path, hub: Hub, dtype: torch.dtype) -> nn.Module:
-    """The UNet or transformer: the pipeline's, or another repository's, or one file's; with a LoRA merged in."""
+    """The UNet or transformer: the pipeline's, or another repository's, or one file's."""
     kind = diffusers.UNet2DConditionModel
     if (root / "transformer").is_dir():
         return load_pretrained(diffusers.PixArtTransformer2DModel, root / "transformer", dtype)
@@ -161,9 +176,14 @@ def _network(preset: Preset, root: Path, hub: Hub, dtype: torch.dtype) -> nn.Mod
         unet = (
             unet_from_file(root / "unet", source, dtype) if source.is_file() else load_pretrained(kind, source, dtype)
         )
-    if preset.lora is not None:
-        merge_lora(unet, _published(preset.lora, hub))
     return unet
+
+
+def _copy(name: str, network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A frozen copy of a UNet without adapters."""
+    if any("lora_" in key for key, _ in network.named_parameters()):
+        raise ValueError(f"model {name!r}: the network given has adapters: give LatentModel.merged_network() of it")
+    return copy.deepcopy(network).to(dtype)
 
 
 def _vae(preset: Preset, root: Path, hub: Hub, dtype: torch.dtype) -> nn.Module:

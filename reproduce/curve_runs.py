@@ -19,7 +19,9 @@ from evaluate import picture_noise
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.rollout import rollout
+from runs import TrainConfig
 from table_runs import Work, digest, note_path, run_path, training_config
+from train_offline import OfflineConfig
 
 AT_ONCE = {"pocket": 32, "full": 4}  # prompts whose trajectories are held to the reference together
 
@@ -30,11 +32,16 @@ def check(work: Work) -> None:
         if about.method is None:
             continue
         config = training_config(work, row, 0)
-        if not config.snapshot_every or config.rounds % config.snapshot_every:
+        if not config.snapshot_every or length(config) % config.snapshot_every:
             raise ValueError(
-                f"row {row}: snapshot_every = {config.snapshot_every} for {config.rounds} rounds: expected a divisor, "
+                f"row {row}: snapshot_every = {config.snapshot_every} for {length(config)} rounds: expected a divisor, "
                 "so that the last snapshot is the end of training"
             )
+
+
+def length(config: TrainConfig) -> int:
+    """Rounds or updates of a run."""
+    return config.updates if isinstance(config, OfflineConfig) else config.rounds
 
 
 def do_run(work: Work, row: str, seed: int | None) -> None:
@@ -76,7 +83,7 @@ def find(work: Work, row: str, seed: int) -> Path | None:
 def snapshots(work: Work, row: str, seed: int, folder: Path) -> list[Path]:
     """Raises: FileNotFoundError: one is missing."""
     config = training_config(work, row, seed)
-    rounds = range(config.snapshot_every, config.rounds + 1, config.snapshot_every)
+    rounds = range(config.snapshot_every, length(config) + 1, config.snapshot_every)
     paths = [folder / "snapshots" / f"{number:06d}" for number in rounds]
     missing = [path for path in paths if not path.exists()]
     if missing:

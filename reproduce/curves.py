@@ -99,12 +99,12 @@ def summarise(table: Table, runs: list[dict]) -> None:
 
 
 def cost(training: dict | None, number: int) -> dict[str, float]:
-    """Samples, reward queries and hours of the first `number` rounds."""
+    """Samples, reward queries and hours of the first `number` rounds or updates."""
     if training is None:
         return {"samples": 0, "queries": 0, "hours": 0.0}
     history = training["history"]
     return {
-        "samples": 2 * training["config"]["pairs"] * number,
-        "queries": round(sum(record["queries"] for record in history[:number])),
+        "samples": 2 * training["config"]["pairs" if "rounds" in training["config"] else "batch"] * number,
+        "queries": round(sum(record.get("queries", 0) for record in history[:number])),
         "hours": hours(training) * number / len(history),
     }

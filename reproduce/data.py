@@ -19,10 +19,10 @@ from typing import Literal
 from PIL import Image, UnidentifiedImageError
 
 from common import write_bytes
-from fsalign_lib.pocket import captions
+from fsalign_lib.pocket import captions, concept
 from readers import parquet_files, parquet_rows, records, texts
 
-POCKET = ("animals", "train", "test-pickapic", "test-heldout")
+POCKET = ("animals", "train", "test-pickapic", "test-heldout", "concept")
 CAPTIONS = ("prompt", "Prompt", "caption", "text", "TEXT", "txt")  # columns that hold what is wanted
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -50,6 +50,20 @@ PICKAPIC_LICENCE = "not stated where it was published"
 COCO = "images.cocodataset.org/annotations/annotations_trainval{}.zip"
 COCO_LICENCE = "CC BY 4.0 (captions)"
 HPD = "huggingface.co/datasets/zhwang/HPDv2, folder benchmark (a copy: ymhao/HPDv2)"
+
+
+# What stands before and after a subject's name in DreamBooth's prompts.
+DREAMBOOTH = (
+    *(("", f" {place}") for place in ("in the jungle", "in the snow", "on the beach", "on a cobblestone street")),
+    *(("", f" on top of {what}") for what in ("pink fabric", "a wooden floor")),
+    *(("", f" with {what} in the background") for what in ("a city", "a mountain", "a blue house")),
+    ("", " on top of a purple rug in a forest"),
+    *(("", f" wearing a {what}") for what in ("red hat", "santa hat", "rainbow scarf", "black top hat and a monocle")),
+    *(("", f" in a {what} outfit") for what in ("chef", "firefighter", "police")),
+    *(("", f" wearing {what}") for what in ("pink glasses", "a yellow shirt")),
+    ("", " in a purple wizard outfit"),
+    *((f"{what} ", "") for what in ("red", "purple", "shiny", "wet", "cube shaped")),
+)
 
 
 def _hpd(category: str) -> DataSet:
@@ -130,6 +144,15 @@ SETS: dict[str, DataSet] = {
         ("coco/**/captions_val2017.json",),
         5000,
     ),
+    "hpdv2": DataSet(
+        "prompts",
+        "the four categories below together",
+        "DI* Table 3",
+        HPD,
+        "Apache-2.0",
+        ("hpdv2/**/[acp][noah]*.json",),  # not drawbench.json, which lies beside them
+        3200,
+    ),
     **{f"hpdv2-{category}": _hpd(category) for category in ("anime", "concept-art", "paintings", "photo")},
     "sdpo-animals": DataSet(
         "prompts",
@@ -166,10 +189,20 @@ SETS: dict[str, DataSet] = {
     "sam-llava": DataSet(
         "prompts",
         "LLaVA's captions of SAM's pictures, about 10 million",
-        "DI++ Sec. 5, Table 1",
+        "DI++ App. C.1: training",
         "huggingface.co/datasets/PixArt-alpha/SAM-LLaVA-Captions10M, SA1B_caption.tar.gz",
         "OpenRAIL",
         ("sam-llava/**/*.tar.gz", "sam-llava/**/*.parquet", "sam-llava/**/*.jsonl", "sam-llava/**/*.txt"),
+    ),
+    "sam-llava-5k": DataSet(
+        "prompts",
+        "5,000 of them (which ones, and how many, the paper compares on is not published)",
+        "DI++ Table 1",
+        "huggingface.co/datasets/PixArt-alpha/SAM-LLaVA-Captions10M, SA1B_caption.tar.gz",
+        "OpenRAIL",
+        ("sam-llava/**/*.tar.gz", "sam-llava/**/*.parquet", "sam-llava/**/*.jsonl", "sam-llava/**/*.txt"),
+        5000,
+        draw=5000,
     ),
     "pokemon": DataSet(
         "pictures",
@@ -179,6 +212,15 @@ SETS: dict[str, DataSet] = {
         "CC BY-NC-SA 4.0 on its card",
         ("pokemon",),
         833,
+    ),
+    "dreambooth-prompts": DataSet(
+        "prompts",
+        "DreamBooth's 25 prompts for a live subject, here `sks dog`",
+        "PSO Table 4",
+        "github.com/google/dreambooth, dataset/prompts_and_classes.txt",
+        "CC BY 4.0",
+        count=25,
+        prompts=tuple(f"a {before}sks dog{after}" for before, after in DREAMBOOTH),
     ),
     "dreambooth": DataSet(
         "pictures",
@@ -235,7 +277,7 @@ def read_prompts(
     if count is not None and count < 1:
         raise ValueError(f"count = {count}: expected 1 or more prompts")
     if name in POCKET:
-        found: Iterator[str] = iter(captions.prompts(name))
+        found: Iterator[str] = iter(concept.contexts() if name == "concept" else captions.prompts(name))
     elif name in SETS:
         found = published(name, folder)
     elif not Path(name).suffix and not Path(name).exists():

@@ -151,8 +151,18 @@ class Footprint:
         """Network rows for each of these."""
         if self.online:
             return 2 * (self._together if recipes.sums_steps(self.config) else 1)
-        pictures = 1 if self.config.method in recipes.WITHOUT_LOSERS else 2
-        return pictures * (self.steps if self.config.times == "grid" else 1)
+        sampled = self.steps if self.config.method in recipes.SAMPLE else 0
+        return self._times * (self._pictures + (self.config.prior is not None)) + sampled
+
+    @property
+    def _pictures(self) -> int:
+        """Of a pair, offline, that the reference looks at too."""
+        return 1 if self.config.method in recipes.WITHOUT_LOSERS else 2
+
+    @property
+    def _times(self) -> int:
+        """That a picture is noised to."""
+        return self.steps if self.config.times == "grid" else 1
 
     @property
     def queries(self) -> int:
@@ -218,8 +228,11 @@ class Footprint:
         c, nets = self.config, self.networks
         update, forward = nets.update(checkpointing)[0].flops_per_row, nets.forward().flops_per_row
         if not self.online:
-            phases = {"update": scaled(update, self.rows * c.batch)}
-            return phases | ({"reference": scaled(forward, self.rows * c.batch)} if self.with_reference else {})
+            phases, compared = {"update": scaled(update, self.rows * c.batch)}, self._times * self._pictures
+            if c.method in recipes.SAMPLE:
+                phases["rollout"] = scaled(forward, c.steps * c.batch)
+                compared += self.steps
+            return phases | ({"reference": scaled(forward, compared * c.batch)} if self.with_reference else {})
         pictures = c.pairs * self.queries
         phases = {
             "rollout": scaled(forward, c.pairs * (2 * c.steps - c.shared_start)),
@@ -243,7 +256,7 @@ class Footprint:
         """Whether the reference is called: offline in each update, online once a round."""
         if self.online:
             return self.config.method in recipes.WITH_REFERENCE
-        return self.config.method not in recipes.WITHOUT_LOSERS
+        return self.config.method not in recipes.WITHOUT_REFERENCE
 
     @property
     def rounds(self) -> int:

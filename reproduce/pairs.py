@@ -8,8 +8,9 @@ Pairs are sampled from a teacher at mixed guidance and ranked by the simulated j
 they are Pick-a-Pic's, from its parquet files. A build that was stopped goes on where it stopped when the same command
 is given again; `accelerate launch` in place of `python` shares the sampling among processes.
 
-A folder holds `pairs.jsonl`, one object a line {"prompt": ..., "winner": "a.png", "loser": "b.png", "label": 1}, and
-the pictures. "label" may be left out; 0.5 is a tie, which no loss here can use, so it is refused.
+A folder of pairs holds `pairs.jsonl`, one object a line,
+{"prompt": ..., "winner": "a.png", "loser": "b.png", "label": 1}, and the pictures. "label" may be left out; 0.5 is a
+tie, which no loss here can use, so it is refused.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 import pickapic
 from common import Clock, check_finite, command_line, generator, plain, positive, provenance, writable_folder
-from data import read_prompts
+from data import read_pictures, read_prompts
 from fsalign_lib.kernels import build_kernel
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.models import load
@@ -71,16 +72,17 @@ def read_rows(folder: Path) -> list[dict]:
 
 
 class PairLatents:
-    """The latents of pairs: rows of a LongTensor in, float32 (B, 2, C, h, w) on the CPU out, winners at index 0."""
+    """The latents of pairs: rows of a LongTensor in, float32 (B, 2, C, h, w) on the CPU out, winners at index 0; of
+    pictures without a loser (B, 1, C, h, w)."""
 
     def __init__(self, pictures: Latents, places: Tensor):
-        self.pictures, self.places = pictures, places  # places (P, 2): which pictures a pair has
+        self.pictures, self.places = pictures, places  # places (P, 2), or (P, 1): which pictures a pair has
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        return self.pictures[self.places[rows].flatten()].unflatten(0, (-1, 2))
+        return self.pictures[self.places[rows].flatten()].unflatten(0, (-1, self.places.shape[1]))
 
 
 def read_latents(
@@ -92,22 +94,32 @@ def read_latents(
 ) -> tuple[list[str], PairLatents]:
     """Prompts and latents of all pairs. Each picture is encoded once, by one of the processes, and kept in the folder.
 
+    A folder without pairs.jsonl is read as pictures with captions (see `data.read_pictures`), which have no losers.
+
     Args:
         resize: fit pictures of other sizes (see `latents.fit`), where they are an error otherwise.
         spare: where latents are kept if nothing can be written to the folder.
     """
-    rows = read_rows(folder)
-    names = {name: None for row in rows for name in (row["winner"], row["loser"])}
-    names = {name: place for place, name in enumerate(names)}
-    places = torch.tensor([[names[row["winner"]], names[row["loser"]]] for row in rows])
-    name = cache_name((folder / "pairs.jsonl").read_bytes(), model, resize)
+    if (folder / "pairs.jsonl").is_file() or not folder.is_dir():
+        rows = read_rows(folder)
+        prompts = [row["prompt"] for row in rows]
+        names = {name: None for row in rows for name in (row["winner"], row["loser"])}
+        names = {name: place for place, name in enumerate(names)}
+        places = torch.tensor([[names[row["winner"]], names[row["loser"]]] for row in rows])
+        content = (folder / "pairs.jsonl").read_bytes()
+    else:
+        rows = read_pictures(folder)
+        prompts, names = [caption for _, caption in rows], [path.relative_to(folder) for path, _ in rows]
+        places = torch.arange(len(rows))[:, None]
+        content = "\n".join(map(str, names)).encode()
+    name = cache_name(content, model, resize)
     home = folder if os.access(folder, os.W_OK) or (folder / name).is_dir() or spare is None else spare
     part = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     pictures = encode_pictures([folder / name for name in names], model, home / name, resize, part)
     if accelerator:
         accelerator.wait_for_everyone()
     pictures.check()
-    return [row["prompt"] for row in rows], PairLatents(pictures, places)
+    return prompts, PairLatents(pictures, places)
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """The registry: a method's name -> its loss, and its settings at each scale with their source.
 
 Adding a method is adding a loss here and a recipe for each scale; the loops do not change. Those of distribution
-matching stand in distillation.py.
+matching stand in distillation.py, settings of those that teach new pictures in customization.py.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customization import CUSTOM_RECIPES
 from distillation import DISTILL_RECIPES
 from fsalign_lib.losses.policy_gradient import ddpo_clipped
-from fsalign_lib.losses.preference import d3po, diffusion_dpo, pso_offline, pso_online
+from fsalign_lib.losses.preference import d3po, diffusion_dpo, pso, pso_offline, pso_online, pso_without_reference
 from fsalign_lib.losses.reward_difference import rebel, sdpo
 
 SCALES = ("pocket", "full")
@@ -46,8 +47,11 @@ class Rollouts:
 class Errors:
     """What offline losses see of P pairs: squared noise errors at S times, the winner at index 0."""
 
-    error: Tensor  # (P, 2, S) under the policy, with gradient; (P, 1, S), winners alone, for fine-tuning
+    error: Tensor  # (P, 2, S) under the policy, with gradient; (P, 1, S), winners alone, for methods WITHOUT_LOSERS
     error_ref: Tensor | None  # likewise under the reference
+    logp: Tensor | None = None  # (P, S) of own samples' transitions, with gradient, for methods that SAMPLE
+    logp_ref: Tensor | None = None  # likewise under the reference
+    weight: Tensor | None = None  # (S,) of the errors against the log-probs
 
     def winner_loser(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.error[:, 0], self.error_ref[:, 0], self.error[:, 1], self.error_ref[:, 1]
@@ -71,8 +75,15 @@ OFFLINE: dict[str, Loss] = {
     "pso-offline": lambda data, c: pso_offline(*data.winner_loser(), c.beta, c.sum_steps),
     "diffusion-dpo": lambda data, c: diffusion_dpo(*data.winner_loser(), c.beta),
     "sft": lambda data, c: (data.error.mean(), {}),
+    "pso": lambda data, c: pso(
+        data.error[:, 0], data.error_ref[:, 0], data.logp, data.logp_ref, c.beta, data.weight, c.sum_steps
+    ),
+    "dreambooth": lambda data, c: (data.error.mean(), {}),
+    "pso-customize": lambda data, c: pso_without_reference(data.error[:, 0], data.error[:, 1], c.beta),
 }
-WITHOUT_LOSERS = ("sft",)
+WITHOUT_LOSERS = ("sft", "pso", "dreambooth")
+WITHOUT_REFERENCE = ("sft", "dreambooth", "pso-customize")
+SAMPLE = ("pso",)
 
 
 def sums_steps(config: Any) -> bool:
@@ -235,31 +246,35 @@ NOISE = {
     "shared_noise": (False, "no losers to share with"),
 }
 
-RECIPES: dict[tuple[str, str], dict[str, tuple[Any, str]]] = {
-    ("pso-online", "pocket"): ONLINE_POCKET,
-    ("pso-online", "full"): ONLINE_FULL,
-    ("sdpo", "pocket"): STEPWISE_POCKET
-    | STATISTICS_POCKET
-    | SDPO
-    | CLIP_POCKET
-    | {"lr": (1e-3, of_lr("1e-3, 2e-3, 3e-3"))},
-    ("sdpo", "full"): STEPWISE_FULL
-    | STATISTICS_FULL
-    | SDPO
-    | {"lr": (1e-4, SDPO_PAPER + ", Aesthetic; 5e-5 for ImageReward and HPS, 6e-5 for PickScore")},
-    ("ddpo", "pocket"): STEPWISE_POCKET | STATISTICS_POCKET | DDPO | CLIP_POCKET | {"lr": (5e-3, of_lr())},
-    ("ddpo", "full"): STEPWISE_FULL | STATISTICS_FULL | DDPO | {"lr": (3e-4, DDPO_CODE)},
-    ("rebel", "pocket"): STEPWISE_POCKET | STATISTICS_POCKET | REBEL | {"lr": (5e-3, of_lr())},
-    ("rebel", "full"): STEPWISE_FULL | STATISTICS_FULL | REBEL | {"lr": (3e-4, "SDPO App. A.1: as DDPO")},
-    ("d3po", "pocket"): STEPWISE_POCKET | D3PO | {"lr": (5e-3, of_lr())},
-    ("d3po", "full"): STEPWISE_FULL | D3PO | {"lr": (3e-4, "SDPO App. A.1: as DDPO")},
-    ("pso-offline", "pocket"): OFFLINE_POCKET | GRID,
-    ("pso-offline", "full"): OFFLINE_FULL | GRID,
-    ("diffusion-dpo", "pocket"): OFFLINE_POCKET | DPO,
-    ("diffusion-dpo", "full"): OFFLINE_FULL | DPO,
-    ("sft", "pocket"): OFFLINE_POCKET | NOISE,
-    ("sft", "full"): OFFLINE_FULL | NOISE,
-} | DISTILL_RECIPES
+RECIPES: dict[tuple[str, str], dict[str, tuple[Any, str]]] = (
+    {
+        ("pso-online", "pocket"): ONLINE_POCKET,
+        ("pso-online", "full"): ONLINE_FULL,
+        ("sdpo", "pocket"): STEPWISE_POCKET
+        | STATISTICS_POCKET
+        | SDPO
+        | CLIP_POCKET
+        | {"lr": (1e-3, of_lr("1e-3, 2e-3, 3e-3"))},
+        ("sdpo", "full"): STEPWISE_FULL
+        | STATISTICS_FULL
+        | SDPO
+        | {"lr": (1e-4, SDPO_PAPER + ", Aesthetic; 5e-5 for ImageReward and HPS, 6e-5 for PickScore")},
+        ("ddpo", "pocket"): STEPWISE_POCKET | STATISTICS_POCKET | DDPO | CLIP_POCKET | {"lr": (5e-3, of_lr())},
+        ("ddpo", "full"): STEPWISE_FULL | STATISTICS_FULL | DDPO | {"lr": (3e-4, DDPO_CODE)},
+        ("rebel", "pocket"): STEPWISE_POCKET | STATISTICS_POCKET | REBEL | {"lr": (5e-3, of_lr())},
+        ("rebel", "full"): STEPWISE_FULL | STATISTICS_FULL | REBEL | {"lr": (3e-4, "SDPO App. A.1: as DDPO")},
+        ("d3po", "pocket"): STEPWISE_POCKET | D3PO | {"lr": (5e-3, of_lr())},
+        ("d3po", "full"): STEPWISE_FULL | D3PO | {"lr": (3e-4, "SDPO App. A.1: as DDPO")},
+        ("pso-offline", "pocket"): OFFLINE_POCKET | GRID,
+        ("pso-offline", "full"): OFFLINE_FULL | GRID,
+        ("diffusion-dpo", "pocket"): OFFLINE_POCKET | DPO,
+        ("diffusion-dpo", "full"): OFFLINE_FULL | DPO,
+        ("sft", "pocket"): OFFLINE_POCKET | NOISE,
+        ("sft", "full"): OFFLINE_FULL | NOISE,
+    }
+    | DISTILL_RECIPES
+    | CUSTOM_RECIPES
+)
 
 
 def recipe(method: str, scale: str, methods: dict[str, Loss]) -> dict[str, tuple[Any, str]]:

@@ -19,8 +19,10 @@ from typing import Literal
 import tyro
 
 import curve_runs
+import distillation
 import recipes
 import table_runs
+import targets
 from chunks import processes
 from claims import read_claims
 from common import ROOT, Clock, command_line, positive, writable_folder, write_json
@@ -31,7 +33,7 @@ from fsalign_lib.plotting import save
 from fsalign_lib.presets import PRESETS, split
 from pairs import FullPairConfig, PairConfig
 from table_text import total, write_pages
-from tables import Table, World
+from tables import Row, Table, World
 
 SHOWN = 6  # missing runs named
 RESULTS = ROOT / "reproduce" / "results"
@@ -90,9 +92,13 @@ def check(table: Table, config: TableConfig) -> None:
         if config.out.resolve() == RESULTS:
             raise ValueError(f"{cut} must not write over {config.out}: name another folder with --out")
         config.work = config.work or config.out / "runs"
-    config.work = config.work or ROOT / "reproduce" / "runs" / file_name(table.reads or table.name, config)
+    config.work = config.work or ROOT / "reproduce" / "runs" / file_name(
+        table.reads or table.pool or table.name, config
+    )
     if table.reads:
         config.work = config.work / "curves"
+    if table.pool:
+        config.work = config.work / table.name
     writable_folder(config.out)
 
 
@@ -119,13 +125,13 @@ def run(ready: Ready) -> None:
             import plan  # which reads the tables
 
             print()
-            plan.run(plan.prepare(plan.PlanConfig(table=table.name)))
+            plan.run(plan.prepare(plan.PlanConfig(table=table.name, count=plan.divisor(table))))
         return
     clock, path = Clock(), config.out / f"{file_name(table.name, config)}.json"
     if work:
         for row in config.only:
             for seed in table_runs.row_seeds(table, row):
-                if seed is None or seed in config.seeds:
+                if seed in (None, *config.seeds) or table.rows[row].seeds:
                     (curve_runs if table.curve else table_runs).do_run(work, row, seed)
     done = {
         (row, seed): table_runs.run_path(config.work, row, seed).exists()
@@ -152,14 +158,17 @@ def run(ready: Ready) -> None:
 
 def description(table: Table, scale: str) -> str:
     """Rows, recipes with their sources, and claims."""
+    table = table.at(scale)
     parts = [f"{table.title}, scale {scale}", f"training seeds {', '.join(map(str, table.seeds))}"]
     sets = (f"{getattr(prompts, scale)} for {prompts.title}" for prompts in table.prompts.values())
     parts.append("prompts: " + "; ".join(sets))
     for name, row in table.rows.items():
-        parts.append(f"\nrow {name}: {row.title}" + (f" ({row.method})" if row.method else ", the model as it is"))
+        parts.append(f"\nrow {name}: {row.title}" + what(row, scale))
         if row.method:
-            parts.append(recipes.describe(row.method, scale, row.own(scale)))
-    if any(row.method in recipes.OFFLINE for row in table.rows.values()):
+            parts.append(recipes.describe(row.method, scale, own_settings(table, row, scale)))
+    if table.targets:
+        parts.append(f"\ntargets {table.targets[scale]}: {targets.SETS[table.targets[scale]]}")
+    elif any(row.method in recipes.OFFLINE for row in table.rows.values()):
         parts.append(f"\npairs for offline methods: {PairConfig() if scale == 'pocket' else FullPairConfig()}")
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
@@ -169,10 +178,35 @@ def description(table: Table, scale: str) -> str:
     return "\n".join(parts)
 
 
+def what(row: Row, scale: str) -> str:
+    """Which model a row is, in a few words."""
+    if row.elsewhere:
+        return ", not part of this project: the paper's number alone"
+    how = f" ({row.method})" if row.method else ", the model as it is"
+    if row.composed:
+        how = f", the LoRA of {row.composed[scale]} on what row {row.start} trained"
+    if s := row.sampled:
+        how += f", {s.models[scale]}: {s.kernel}, {s.steps} steps, eta {s.eta:g}, guidance {s.guidance[scale]:g}"
+    return how
+
+
+def own_settings(table: Table, row: Row, scale: str) -> dict:
+    """Those of the table and of the row, in the place of the recipe's."""
+    own = row.own(scale)
+    own = {"model": (row.sampled.models if row.sampled else table.models)[scale]} | own
+    if row.method not in distillation.DISTILL:
+        return own
+    trained = row.start and table.rows[row.start].method
+    start = f"the run of row {row.start}" if trained else None
+    return {"teacher": table.teachers[scale], "start": start} | own
+
+
 def weights(table: Table) -> list[str]:
     """Of the models that the rows start from and are taught by, as lines."""
     lines = []
-    for name in dict.fromkeys([table.models["full"], table.teachers.get("full", table.models["full"])]):
+    others = [row.sampled.models["full"] for row in table.rows.values() if row.sampled]
+    others += [row.composed["full"] for row in table.rows.values() if row.composed]
+    for name in dict.fromkeys([table.models["full"], table.teachers.get("full", table.models["full"]), *others]):
         preset = PRESETS[name]
         for source in (preset.pipeline, preset.network, preset.lora, preset.vae):
             if isinstance(source, str):
@@ -184,7 +218,7 @@ def data_sets(table: Table) -> list[str]:
     """The prompts that the rows are trained and compared on at full scale, as lines."""
     trained = [recipes.RECIPES[row.method, "full"] for row in table.rows.values() if row.method]
     names = [prompts.full for prompts in table.prompts.values()] + [r["prompts"][0] for r in trained if "prompts" in r]
-    lines = []
+    lines, names = [], names + ([table.targets["full"]] if table.targets else [])
     for name in dict.fromkeys(names):
         known = SETS[name]
         place = f", expected at {' or '.join(known.files)} in FSALIGN_DATA" if known.files else ""
@@ -206,7 +240,7 @@ def command(table: Table, smoke: World, doc: str | None, argv: Sequence[str] | N
     """The command line of a table's script."""
     command_line(
         lambda args: parse(args, doc),
-        lambda config: prepare(table, config, choose_world(config, smoke)),
+        lambda config: prepare(table.at(config.scale), config, choose_world(config, smoke)),
         run,
         argv,
     )

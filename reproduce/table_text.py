@@ -5,13 +5,15 @@ import re
 import statistics
 from pathlib import Path
 
+import distillation
 from claims import Claim, count, read_claims
 from common import ROOT, core_seconds, write_text
-from table_runs import row_cells
+from table_runs import LAST, row_cells
 from tables import Row, Table
 
 PAPERS = Path(__file__).parent / "papers"
 NOT_RUN = "not run"
+ELSEWHERE = "not part of this project"
 ONE_SEED = (
     "**One training seed a row.** The intervals are over prompts and pictures alone: they say how sure a difference "
     "of these runs is, not whether another seed would show it."
@@ -27,12 +29,14 @@ def printed(table: Table) -> dict[tuple[str, str, int], dict[str, str]]:
         return {(line["prompts"], line["row"], int(line["steps"])): line for line in csv.DictReader(file)}
 
 
-def ours(table: Table, result: dict | None, row: str, cell: str, metric: str, decimals: int) -> str:
-    """ "22.40 ± 0.02": mean and standard deviation over training seeds."""
-    cells = row_cells(table, result["runs"], row, cell) if result else None
+def ours(table: Table, result: dict | None, row: str, cell: tuple[str, int], metric: str, decimals: int) -> str:
+    """ "22.40 ± 0.02": mean and standard deviation over training seeds. A cell is (prompts, steps)."""
+    if table.rows[row].elsewhere:
+        return ELSEWHERE
+    cells = row_cells(table, result["runs"], row, *cell) if result else None
     if not cells:
         return NOT_RUN
-    means = [found["means"][metric] for found in cells]
+    means = [found["means"].get(metric) for found in cells]
     if None in means:
         return "none"
     spread = f" ± {statistics.stdev(means):.{decimals}f}" if len(means) > 1 else ""
@@ -69,17 +73,19 @@ def groups(table: Table) -> dict[str | None, dict[str, Row]]:
 def section(table: Table, result: dict | None, prompts: str, steps: int) -> str:
     """One prompt set at one number of steps: the paper's values, ours, and each claim's status."""
     own = getattr(table.prompts[prompts], result["scale"] if result else "pocket")
-    parts = [f"## {table.prompts[prompts].title} (here `{own}`), {steps} step{'s' * (steps > 1)}"]
+    of_all = not any(row.sampled for row in table.rows.values())
+    columns = f", {steps} step{'s' * (steps > 1)}" if of_all else ""
+    parts = [f"## {table.prompts[prompts].title} (here `{own}`){columns}"]
     for group, rows in groups(table).items():
         parts += [f"### {group}"] if group and len(table.metrics) > 1 else []
         parts.append(comparison(table, result, prompts, steps, rows))
-    beside = beside_lines(table, result, f"{prompts}-{steps}")
+    beside = beside_lines(table, result, (prompts, steps))
     return "\n\n".join(parts + ([beside] if beside else []))
 
 
 def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows: dict[str, Row]) -> str:
     """Rows that are compared with each other, metric by metric."""
-    cell, paper = f"{prompts}-{steps}", printed(table)
+    cell, paper = (prompts, steps), printed(table)
     claims = {}
     for claim in read_claims(table.id):
         if (claim.prompts, claim.steps) == (prompts, steps) and {claim.above, claim.below} <= rows.keys():
@@ -91,10 +97,10 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
         for number, (name, row) in enumerate(rows.items()):
             if metric not in shown:
                 continue
-            values = [paper[prompts, name, steps][metric]] if paper else []
+            values = [on_paper(paper, prompts, name, row, steps).get(metric, "")] if paper else []
             values.append(ours(table, result, name, cell, metric, decimals))
             for other in against:
-                later = number > list(rows).index(other)
+                later = number > list(rows).index(other) and not row.elsewhere
                 values.append(verdict(claims.get((metric, name, other)), result, decimals) if later else "")
             body.append([label, row.title, *values])
     word = "better than" if table.lower else "above"
@@ -102,7 +108,14 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
     return lines(["metric", "row", *numbers, *(f"{word} {rows[name].title}" for name in against)], body)
 
 
-def beside_lines(table: Table, result: dict | None, cell: str) -> str | None:
+def on_paper(paper: dict, prompts: str, name: str, row: Row, steps: int) -> dict[str, str]:
+    """A row's printed numbers. One that is sampled in a way of its own has them at the paper's number of steps."""
+    if row.sampled or row.elsewhere:
+        return next((line for (of, which, _), line in paper.items() if (of, which) == (prompts, name)), {})
+    return paper.get((prompts, name, steps), {})
+
+
+def beside_lines(table: Table, result: dict | None, cell: tuple[str, int]) -> str | None:
     """What the paper does not have, on the same pictures."""
     scale = result["scale"] if result else "pocket"
     runs = result["runs"] if result else []
@@ -113,9 +126,57 @@ def beside_lines(table: Table, result: dict | None, cell: str) -> str | None:
     body = [
         [told(row), *(ours(table, result, name, cell, metric, d) for metric, (_, d) in shown.items())]
         for name, row in table.rows.items()
+        if not row.elsewhere
     ]
     table_ = lines(["row", *(label for label, _ in shown.values())], body)
     return f"Beside the paper's metrics, on the same pictures:\n\n{table_}"
+
+
+def differences(table: Table, result: dict | None) -> str:
+    """How far each row lies from `table.against`, with its interval, and how its training ended."""
+    title = table.rows[table.against].title
+    parts = [f"## Difference from {title}"]
+    note = "Row less base recipe, with its 95% interval, bold where that does not hold 0."
+    for prompts in table.prompts:
+        for steps in table.steps:
+            cell = {"prompts": prompts, "steps": steps}
+            body = [
+                [row.title, *(difference(result, name, cell, m, d) for m, (_, d) in table.metrics.items())]
+                for name, row in table.rows.items()
+                if name != table.against
+            ]
+            parts.append(lines(["row", *(label for label, _ in table.metrics.values())], body))
+    ends = [
+        [row.title, *(ended(result, name, key, d) for key, (_, d) in table.watched.items())]
+        for name, row in table.rows.items()
+        if row.method
+    ]
+    parts += [note, f"The end of training, mean over {LAST} rounds ± standard deviation over training seeds:"]
+    return "\n\n".join([*parts, lines(["row", *(label for label, _ in table.watched.values())], ends)])
+
+
+def difference(result: dict | None, row: str, cell: dict, metric: str, decimals: int) -> str:
+    place = {"row": row, "metric": metric} | cell
+    found = [d for d in result["differences"] if place.items() <= d.items()] if result else []
+    if not found:
+        return NOT_RUN
+    estimate, low, high = (f"{found[0][key]:+.{decimals}f}" for key in ("estimate", "low", "high"))
+    apart = found[0]["low"] > 0 or found[0]["high"] < 0
+    return f"{'**' * apart}{estimate} [{low}, {high}]{'**' * apart}"
+
+
+def ended(result: dict | None, row: str, key: str, decimals: int) -> str:
+    values = [run["training"]["end"][key] for run in result["runs"] if run["row"] == row] if result else []
+    if not values:
+        return NOT_RUN
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{spread}"
+
+
+def tuning(table: Table, result: dict | None) -> str:
+    """What was tried for each row before its settings were fixed."""
+    told = result["tuning"] if result else {name: row.tuning for name, row in table.rows.items() if row.tuning}
+    return "## Tuning\n\n" + lines(["row", "tried"], [[table.rows[name].title, what] for name, what in told.items()])
 
 
 def told(row: Row) -> str:
@@ -161,7 +222,8 @@ def memory(result: dict | None) -> float | None:
 
 def page(table: Table, result: dict | None) -> str:
     """The whole Markdown page of a table; None: nothing was run."""
-    numbers = "Paper: the printed value. Ours: mean" if printed(table) else "The paper draws this. Ours: mean"
+    unprinted = "The paper has no such table." if table.against else "The paper draws this."
+    numbers = ("Paper: the printed value." if printed(table) else unprinted) + " Ours: mean"
     seeds = len(table.seeds) if any(row.method for row in table.rows.values()) else 0
     if seeds > 1:
         numbers += f" ± standard deviation over {seeds} training seeds"
@@ -183,9 +245,16 @@ def page(table: Table, result: dict | None) -> str:
     if result and table.figures:
         stem = table.name + ("-full" if result["scale"] == "full" else "")
         parts += [f"![{sheet.caption}]({stem}-{name}.png)" for name, sheet in table.figures(result).items()]
+    if result and table.drawn:
+        stem = table.name + ("-full" if result["scale"] == "full" else "")
+        parts += [f"![{caption}]({stem}-{name}.png)" for name, caption in table.drawn.items()]
     if table.curve:
         parts.append(costs(table, result))
+    elif any(row.method in distillation.DISTILL for row in table.rows.values()):
+        parts.append(distill_costs(table, result))
+    parts += [differences(table, result)] if table.against else []
     parts += [section(table, result, prompts, steps) for prompts in table.prompts for steps in table.steps]
+    parts += [tuning(table, result)] if any(row.tuning for row in table.rows.values()) else []
     return "\n\n".join(parts + ([about(result)] if result else [])) + "\n"
 
 
@@ -208,6 +277,36 @@ def costs(table: Table, result: dict | None) -> str:
         "trajectories at the end of training, with as many steps as it was trained with."
     )
     return f"## What it took\n\n{table_}\n\n{note}"
+
+
+def distill_costs(table: Table, result: dict | None) -> str:
+    """What each distilled row took, beside what the generator that it starts from had taken."""
+    body = []
+    for name, row in table.rows.items():
+        if row.method not in distillation.DISTILL:
+            continue
+        made = [run["training"] for run in result["runs"] if run["row"] == name] if result else []
+        values = [NOT_RUN] * 5
+        if made:
+            cost = made[0]["cost"]  # the same for each seed
+            calls = (cost["forward"] / cost["updates"], cost["backward"] / cost["updates"])
+            minutes = statistics.mean(one["wall_seconds"] for one in made) / 60
+            size = max(one["peak_memory_mb"] for one in made) / 1024
+            values = [
+                f"{cost['updates']} x {cost['batch']}",
+                "{:.0f} + {:.0f}".format(*calls),
+                f"{cost['reward']}",
+                f"{minutes:.1f}",
+                f"{size:.1f} GB",
+            ]
+        body.append([told(row), *values])
+    header = ["row", "updates x batch", "network calls an update", "reward queries", "training, min", "memory"]
+    note = (
+        "Of one run. A network call is one sample through one network, forward + backward, the assistant's updates "
+        "and its warm-up counted in. Minutes are the mean over training seeds, of the wall clock; memory is the peak "
+        "of the process."
+    )
+    return f"## What it took\n\n{lines(header, body)}\n\n{note}"
 
 
 def about(result: dict) -> str:

@@ -1,11 +1,24 @@
 """What a table of a paper compares, declared: rows, prompts, metrics; and the world that it is made in."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from likeness import LIKENESS
+from measure import COSTS
 from pairs import Utility
 from sampling import Reward
-from scoring import METRICS, Metric
+from scoring import METRICS, WITHIN_PROMPTS, Metric
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Another model than the table's, sampled in a way of its own: the teacher of a few-step generator."""
+
+    models: dict[str, str]  # scale -> the model
+    steps: int
+    guidance: dict[str, float]  # scale -> classifier-free guidance
+    kernel: str = "ddim"
+    eta: float = 0.0  # of DDIM
 
 
 @dataclass(frozen=True)
@@ -18,9 +31,21 @@ class Row:
     full: dict = field(default_factory=dict)  # likewise, at full scale only
     metrics: tuple[str, ...] | None = None  # of the table, those that this row is compared in; None: all
     group: str | None = None  # rows that are compared with each other alone; None: with those of all groups
+    pocket: dict = field(default_factory=dict)  # settings at pocket scale only
+    tuning: str = ""  # what was tried before the settings were fixed; the result carries it
+    start: str | None = None  # the row whose trained weights this one goes on from; None: the table's model
+    seeds: tuple[int, ...] | None = None  # training seeds; None: the table's
+    sampled: Sampled | None = None  # not the table's model: as it is, or as a method trains it
+    composed: dict[str, str] | None = None  # scale -> the preset whose LoRA is put on what `start` trained
+    elsewhere: bool = False  # a model that is not part of this project: the paper's number alone
+    at_full: "Row | None" = None  # in its place at full scale
 
     def own(self, scale: str) -> dict:
-        return self.settings | (self.full if scale == "full" else {})
+        return self.settings | (self.full if scale == "full" else self.pocket)
+
+    def steps_at(self, steps: int) -> int:
+        """In how many steps it is sampled in a column of the table."""
+        return self.sampled.steps if self.sampled else steps
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,7 @@ class Prompts:
     title: str
     pocket: str
     full: str
+    statistics: str | None = None  # for fid at full scale, in the data folder; without them the set has none
 
 
 @dataclass(frozen=True)
@@ -40,6 +66,7 @@ class Line:
     color: str
     x: Sequence[float]
     values: Sequence[Sequence[float]]  # (seeds, len(x))
+    bars: Sequence[tuple[float, float]] | None = None  # ends of an interval round each mean, in place of a band
 
 
 @dataclass(frozen=True)
@@ -73,6 +100,9 @@ class Table:
     teachers: dict[str, str]  # scale -> what samples the pairs of offline methods
     scored: tuple[str, ...] | None = None  # what pictures are scored by; None: `metrics` and `beside`
     lower: tuple[str, ...] = ()  # metrics of which less is better
+    against: str | None = None  # a row from which the page tells the difference of every other, claimed or not
+    shares: "Table | None" = None  # whose pairs, and whose runs that rows start from, this table takes
+    watched: dict[str, tuple[str, int]] = field(default_factory=dict)  # likewise, of the last rounds of training
     kernel: str | None = None  # for evaluation; None: the model's own sampler
     pictures: dict[str, int] = field(default_factory=lambda: {"pocket": 4, "full": 1})  # scale -> of each prompt
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -80,16 +110,35 @@ class Table:
     curve: bool = False  # evaluate each snapshot of a run, not its end alone; "base" is where all curves start
     note: str = ""  # for the page: what its metrics mean
     reads: str | None = None  # with `curve`: train nothing, take the runs of that table
+    pool: str | None = None  # a folder of training runs that lie there for all tables that name it
+    scales: dict[str, str] = field(default_factory=dict)  # metric -> the only scale that has it
+    # Gives the cells of runs, with the prompts of each set, what follows from their scores.
+    derive: Callable[[list[dict], dict[str, list[str]]], None] | None = None
     figures: Callable[[dict], dict[str, "Sheet"]] | None = None  # result -> name -> what to draw
+    targets: dict[str, str] | None = None  # scale -> what offline methods learn in place of pairs (see targets.SETS)
+    series: tuple[str, ...] = ()  # of a run's records, those that the result keeps over all of training
+    drawn: dict[str, str] = field(default_factory=dict)  # name -> caption of pictures that the script itself draws
 
     @property
     def id(self) -> str:
         return self.name.replace("_", "-")
 
+    def at(self, scale: str) -> "Table":
+        """With the rows and metrics that it has at this scale."""
+        full = {name: row.at_full or row for name, row in self.rows.items()}
+        metrics = {name: about for name, about in self.metrics.items() if self.scales.get(name, scale) == scale}
+        return replace(self, rows=full if scale == "full" else self.rows, metrics=metrics)
+
     def metric_names(self, scale: str, pictures: int) -> tuple[str, ...]:
         """What pictures are scored by: what can be had here, and is not derived from other scores (see curves)."""
         names = dict.fromkeys(self.scored or (*self.metrics, *self.beside))
-        return tuple(name for name in names if name in METRICS[scale] and (name != "diversity" or pictures > 1))
+        known = METRICS[scale] + LIKENESS[scale]
+        return tuple(name for name in names if name in known and (name not in WITHIN_PROMPTS or pictures > 1))
+
+    @property
+    def timed(self) -> bool:
+        """Whether it says what sampling costs."""
+        return bool(set(COSTS) & {*self.metrics, *self.beside})
 
 
 @dataclass(frozen=True)

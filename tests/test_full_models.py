@@ -11,7 +11,7 @@ import train_online
 from fsalign_lib import architectures, edm, models, twins
 from fsalign_lib.conditioning import Conditioning
 from fsalign_lib.latent import ATTENTION
-from fsalign_lib.presets import DMD2, FP16_VAE, PRESETS, SDXL
+from fsalign_lib.presets import FP16_VAE, PRESETS, SDXL, split
 from fsalign_lib.rollout import rollout, seeded_noise, step_log_probs
 from runs import make_config
 
@@ -37,6 +37,7 @@ def hub(tmp_path_factory):
         ("sdxl-dmd2-lora", "Renoise", TURBO, 1, 64),
         ("sdxl-dmd2-1step", "Renoise", [399], 1, 64),
         ("sdxl-lcm", "Renoise", LCM, 8, 64),
+        ("sdxl-lcm-lora", "Renoise", LCM, 1, 64),
         ("lcm-dreamshaper-v7", "Renoise", LCM, 8, 64),
         ("sdxl", "DDIM", TURBO, 5, 64),
         ("pixart-alpha", "DDIM", TURBO, 4.5, 64),
@@ -68,8 +69,9 @@ def published_pipeline(name, hub):
         pipeline.unet = diffusers.UNet2DConditionModel.from_pretrained(hub / PRESETS[name].network)
     elif name in ("sdxl-dmd2", "sdxl-dmd2-1step"):
         pipeline.unet.load_state_dict(torch.load(hub / PRESETS[name].network, weights_only=True))
-    elif name == "sdxl-dmd2-lora":
-        pipeline.load_lora_weights(hub / DMD2, weight_name=PRESETS[name].lora.split("/")[-1])
+    elif PRESETS[name].lora:
+        repository, file = split(PRESETS[name].lora)
+        pipeline.load_lora_weights(hub / repository, weight_name=file)
     if "turbo" in name:
         pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     elif name in ("sdxl", "pixart-alpha"):

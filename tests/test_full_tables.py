@@ -3,10 +3,27 @@
 import json
 
 import pytest
+from accelerate.state import AcceleratorState
 
+import dipp_table1
+import pso_ablations
+import pso_style
+import pso_table1
 import pso_table2
+import pso_table3
+import pso_table4
+import sdpo_lcm
 import sdpo_table1
 import sdpo_table3
+import table_runs
+
+
+@pytest.fixture(autouse=True)
+def its_own_precision():
+    """A process has one, and some tables' is bf16."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(
@@ -15,15 +32,23 @@ import sdpo_table3
         (pso_table2, []),
         (sdpo_table1, ["--only", "base", "sdpo-hps", "rebel-imagereward", "--seeds", "0"]),
         (sdpo_table3, []),
+        (sdpo_lcm, ["--only", "base", "sdpo", "--seeds", "0"]),
+        (pso_style, ["--only", "base", "pso", "--seeds", "0"]),
+        (pso_table4, ["--only", "base", "teacher", "pso", "--seeds", "0"]),
+        (pso_table1, ["--only", "dpo-lora", "base", "--seeds", "0"]),
+        (pso_table3, ["--only", "teacher-lora", "dpo-lora", "--seeds", "0"]),
+        (pso_ablations, ["--only", "base", "paper", "--seeds", "0"]),
+        (dipp_table1, ["--only", "teacher", "cfg4.5-reward1", "--seeds", "0"]),
     ],
-    ids=["pso_table2", "sdpo_table1", "sdpo_table3"],
+    ids=lambda some: some.TABLE.name if hasattr(some, "TABLE") else "",
 )
 def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch):
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
     done = {path.stem for path in (tmp_path / "runs").glob("*.json")}
     if some:
-        assert done == {"base", "sdpo-hps-0", "rebel-imagereward-0"}
+        firsts = {row: table_runs.row_seeds(script.TABLE.at("full"), row)[0] for row in some[1:-2]}
+        assert done == {table_runs.run_path(tmp_path, row, seed).stem for row, seed in firsts.items()}
         return
     result = json.loads((tmp_path / f"{script.TABLE.name}-full.json").read_text())
     assert result["scale"] == "full" and result["smoke"] and len(result["runs"]) == len(done)

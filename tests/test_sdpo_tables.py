@@ -5,6 +5,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import plan
 import sdpo_ablations
 import sdpo_curves
 import sdpo_instability
+import sdpo_lcm
 import sdpo_table1
 import sdpo_table3
 import table_command
@@ -31,7 +33,7 @@ from measure import picture_noise
 from table_command import RESULTS, TableConfig, prepare
 from table_command import run as run_table
 
-FIGURES = (sdpo_curves, sdpo_ablations, sdpo_instability)
+FIGURES = (sdpo_curves, sdpo_ablations, sdpo_instability, sdpo_lcm)
 SCRIPTS = (sdpo_table1, sdpo_table3, *FIGURES)
 ROWS, STEPS = ("base", "ddpo-hps", "sdpo-hps"), (1, 4)
 
@@ -237,6 +239,7 @@ def test_a_sheet_for_each_number_of_steps(curved, tmp_path):
 CHOSEN = {
     sdpo_ablations: ("base", "random", "accumulated", "without-last", "sdpo"),
     sdpo_instability: ("base", "ddpo-long", "rebel-1", "ddpo-mixed"),
+    sdpo_lcm: ("base", "ddpo", "rebel", "sdpo"),
 }
 
 
@@ -249,12 +252,12 @@ def sheets(script, result):
 
 
 @pytest.mark.parametrize("script", CHOSEN, ids=lambda script: script.__name__)
-def test_ablations_and_instability_run_the_whole_way(script, tiny_world, tmp_path):
-    names = CHOSEN[script]
-    table = replace(a_part(script.TABLE, names, (1, 16)), figures=lambda result: sheets(script, result))
+def test_tables_of_curves_run_the_whole_way(script, tiny_world, tmp_path):
+    names, steps = CHOSEN[script], script.TABLE.steps if script is sdpo_lcm else (1, 16)
+    table = replace(a_part(script.TABLE, names, steps), figures=lambda result: sheets(script, result))
     found = make_table(script, table, tiny_world(script), tmp_path)
     assert [run["row"] for run in found["runs"]] == list(names)
-    rounds = script.SMOKE.settings["ddpo" if script is sdpo_instability else "sdpo"]["rounds"]
+    rounds = script.SMOKE.settings["sdpo" if script is sdpo_ablations else "ddpo"]["rounds"]
     for run in found["runs"][1:]:
         assert [point["round"] for point in run["curve"]] == list(range(rounds + 1))
         assert set(script.TABLE.metrics) <= set(run["cells"]["animals-1"]["means"])
@@ -350,7 +353,7 @@ def test_time_is_compared_at_the_end_of_the_quickest_run():
             for n, v in enumerate(values, 1)
         ]
         training = {"threads": 1, "device": "CPU", "wall_seconds": 500.0 - seconds, "cpu_seconds": seconds}
-        training["config"] = {"pairs": 2}
+        training["config"] = {"rounds": len(values), "pairs": 2}
         training["history"] = [{"queries": 4.0}] * len(values)
         return {"row": row, "seed": 0, "training": training, "cells": points[-1]["cells"], "curve": points}
 
@@ -400,6 +403,22 @@ def test_every_order_that_the_figures_show_is_a_claim():
     assert ends == {c.below for c in about} - {"all"}, "as many queries as steps are as good, and take longer"
     found = {(c.above, c.below, c.steps) for c in claims.read_claims("sdpo-instability")}
     assert found == {(f"{m}-{s}", f"{m}-long", s) for m in others for s in (1, 2)} | {("ddpo-mixed", "ddpo-long", 16)}
+
+
+def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times():
+    table = sdpo_lcm.TABLE
+    assert {(c.above, c.below, c.steps) for c in claims.read_claims("sdpo-lcm")} == {
+        ("sdpo", m, 8) for m in ("ddpo", "rebel")
+    }
+    model = models.load(table.models["pocket"])
+    for name in sdpo_lcm.METHODS:
+        make = partial(table_runs.make_config, table_runs.train_online.OnlineConfig, name)
+        pocket, full = make("pocket", **table.rows[name].own("pocket")), make("full", **table.rows[name].own("full"))
+        kernel = model.sampler(pocket.steps, pocket.kernel)
+        assert type(kernel).__name__ == "Renoise" and kernel.timesteps.tolist()[:2] == [999, 879]
+        assert pocket.trained_steps(kernel).tolist() == list(range(7)), "the last step has no density"
+        assert (full.kernel, full.steps, full.shared_start) == (pocket.kernel, pocket.steps, pocket.shared_start)
+        assert (full.lr, full.rank, full.reward) == (1e-4, 8, "aesthetic")
 
 
 def test_a_row_differs_from_sdpo_in_one_thing():

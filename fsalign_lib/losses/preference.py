@@ -170,6 +170,37 @@ def pso_offline(
     return _logistic(margin, beta, steps)
 
 
+def pso_without_reference(
+    err_w: Tensor, err_l: Tensor, beta: float, share: float = 0.1, margin: float = 1.0
+) -> tuple[Tensor, Diagnostics]:
+    r"""PSO for concept customization (App. B.3): offline PSO without the reference model, in the published code's form,
+
+    $$L = \frac1S \sum_n \max\big(0,\; m - \beta\, [\, \kappa\, \|\epsilon^\rho - \epsilon_\theta\|^2
+        - \|\epsilon^\tau - \epsilon_\theta\|^2 \,] \big).$$
+
+    The paper says only that the reference model is left out; the hinge, its margin m = 1 and the share kappa = 0.1 of
+    the loser are the code's, which trains one time after another: one hinge a step. While every hinge is open (with
+    beta 5 and errors below 2 it always is) the gradient is that of $\beta\, (err^\tau - \kappa\, err^\rho)$. The code
+    adds 0.5 err^rho of the same pictures to preserve the prior, and at its beta of 5 the loser then cancels: what is
+    left is the diffusion loss on the few-step times. Here the prior is the caller's, on pictures of its own.
+
+    Args:
+        err_w, err_l: errors of target and reference pictures, under theta  # (B, S)
+
+    Returns:
+        as the other losses; `clamped` is the share of closed hinges.
+    """
+    check_positive("beta", beta)
+    check_rows(err_w=err_w, err_l=err_l)
+    hinge = margin - beta * (share * err_l - err_w)  # (B, S)
+    h = (err_l - err_w).detach()
+    return hinge.clamp_min(0).mean(), {
+        "margin": h.mean(),
+        "accuracy": ((h > 0).float() + 0.5 * (h == 0).float()).mean(),
+        "clamped": (hinge.detach() <= 0).float().mean(),
+    }
+
+
 def pso_online(
     logp_w: Tensor,
     logp_w_ref: Tensor,

@@ -9,18 +9,22 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
 import tyro
+from peft import get_peft_model_state_dict
 
-from fsalign_lib.pocket import autoencoder, clip, data, judges, networks, rewards, student, teacher
+from fsalign_lib.pocket import autoencoder, clip, data, judges, lcm, networks, rewards, selfsup, student, teacher
 from fsalign_lib.pocket.weights import WEIGHTS
 
 STAGES = (
-    *("autoencoder", "teacher", "student", "eye", "classifier", "clip"),
-    *("pickscore", "imagereward", "aesthetic", "hps"),
+    *("autoencoder", "teacher", "student", "lcm", "dmd-lora", "eye", "classifier", "clip"),
+    *("pickscore", "imagereward", "aesthetic", "hps", "selfsup"),
 )
 # Networks that must not share randomness have seeds of their own, all derived from the build's.
 OFFSET = {"autoencoder": 1, "teacher": 2, "student": 3, "eye": 4, "classifier": 5, "clip": 6, "rewards": 7, "hps": 8}
+OFFSET |= {"lcm": 13, "dmd-lora": 3}  # this LoRA and the student learn from the same paths of the teacher
+OFFSET |= {"selfsup": 9}
 
 
 @dataclass
@@ -48,6 +52,12 @@ def save(model, folder: Path) -> None:
     if config.exists():  # a network that began as a copy of another would carry the folder that one was read from
         kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
         config.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def save_lora(unet, folder: Path) -> None:
+    """Write a network's LoRA in half precision, in diffusers' layout: `load_lora_weights` reads it."""
+    layers = {name: tensor.half().contiguous() for name, tensor in get_peft_model_state_dict(unet).items()}
+    diffusers.StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
 
 
 def run(config: Build) -> None:
@@ -90,6 +100,14 @@ def run(config: Build) -> None:
             unet, text = networks.load_teacher(out)
             save(student.train(unet, text, tokenizer, work, seed(stage)), out / "student" / "unet")
             scheduler_to(out / "student" / "scheduler")
+        elif stage == "lcm":
+            latents = autoencoder.cached_latents(networks.load_vae(out), pictures, work)
+            ids = teacher.token_ids(tokenizer, teacher.captions(facts, seed(stage)))
+            empty = teacher.token_ids(tokenizer, [""])[0]
+            save_lora(lcm.train(*networks.load_teacher(out), latents, ids, empty, work, seed(stage)), out / "lcm-lora")
+        elif stage == "dmd-lora":
+            unet, text = networks.load_teacher(out)
+            save_lora(student.train(unet, text, tokenizer, work, seed(stage), student.DMD_LORA), out / stage)
         elif stage == "eye":
             save(judges.train_eye(pictures, facts, work, seed(stage)), out / "eye")
         elif stage == "classifier":
@@ -108,6 +126,8 @@ def run(config: Build) -> None:
             save(rewards.train_imagereward(pictures, facts, tokenizer, work, out, seed("rewards")), out / stage)
         elif stage == "aesthetic":
             save(rewards.train_aesthetic(pictures, facts, tokenizer, work, out, seed("rewards")), out / stage)
+        elif stage == "selfsup":
+            save(selfsup.train(pictures, work, seed(stage)), out / stage)
 
 
 def main() -> None:

@@ -1,16 +1,25 @@
 """The pocket world's networks, each in diffusers' or transformers' own class, with its whole configuration."""
 
+import copy
 import json
 
 import diffusers
 import torch
 import transformers
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from fsalign_lib.pocket.captions import all_facts, caption
 
 TEXT_LENGTH = 16
 TEXT_WIDTH = 64
+# A distillation's LoRA is on every layer but the first and the last, as LCM-LoRA. Its rank is 64 for layers of 320 to
+# 1280 channels; here they have 32 to 128.
+LORA_RANK = 16
+LORA_LAYERS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+)
 
 
 def tokenizer() -> transformers.CLIPTokenizer:
@@ -89,6 +98,15 @@ def unet() -> diffusers.UNet2DConditionModel:
     )
 
 
+def with_lora(network: diffusers.UNet2DConditionModel) -> diffusers.UNet2DConditionModel:
+    """A copy of a frozen network with a LoRA to train, which changes nothing yet."""
+    adapted = copy.deepcopy(network).requires_grad_(False)
+    adapted.add_adapter(
+        LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="gaussian", target_modules=list(LORA_LAYERS))
+    )
+    return adapted
+
+
 def clip(vocabulary: int) -> transformers.CLIPModel:
     """An image tower of four layers on 8x8 patches and a text tower of two, meeting in 64 dimensions."""
     vision = vision_config()
@@ -150,6 +168,23 @@ def classifier(labels: int) -> transformers.ResNetForImageClassification:
             num_labels=labels,
         )
     )
+
+
+def encoder() -> transformers.ResNetModel:
+    """The self-supervised image encoder: a classifier's trunk, half as wide."""
+    return transformers.ResNetModel(
+        transformers.ResNetConfig(
+            embedding_size=16,
+            hidden_sizes=[16, 32, 64, 128],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            downsample_in_first_stage=False,
+        )
+    )
+
+
+def load_encoder(folder) -> transformers.ResNetModel:
+    return transformers.ResNetModel.from_pretrained(folder / "selfsup", dtype=torch.float32).eval()
 
 
 def load_vae(folder) -> diffusers.AutoencoderKL:

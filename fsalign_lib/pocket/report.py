@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from fsalign_lib import models
-from fsalign_lib.kernels import build_kernel
 from fsalign_lib.metrics import sharpness
 from fsalign_lib.plotting import contact_sheet
 from fsalign_lib.pocket import judge, networks
@@ -31,14 +30,24 @@ HELD_OUT_SEED = 90_001  # no stage of the build draws from it
 SAMPLERS = {
     "teacher, DDIM, 20 steps, guidance 2.5": ("pocket-teacher", "ddim", 20, 2.5, 0.95),
     "teacher, renoise, 4 steps": ("pocket-teacher", "renoise", 4, 1.0, None),
+    "teacher, renoise, 1 step": ("pocket-teacher", "renoise", 1, 1.0, None),
     "student, renoise, 4 steps": ("pocket-turbo", "renoise", 4, 1.0, 0.92),
     "student, Euler ancestral, 4 steps": ("pocket-turbo", "euler-ancestral", 4, 1.0, 0.92),
     "student, Euler ancestral, 1 step": ("pocket-turbo", "euler-ancestral", 1, 1.0, 0.85),
+    "LCM-LoRA, 1 step": ("pocket-lcm", "renoise", 1, 1.0, None),
+    "LCM-LoRA, 2 steps": ("pocket-lcm", "renoise", 2, 1.0, None),
+    "LCM-LoRA, 4 steps": ("pocket-lcm", "renoise", 4, 1.0, 0.92),
+    "LCM-LoRA, 8 steps": ("pocket-lcm", "renoise", 8, 1.0, None),
+    "DMD-LoRA, renoise, 1 step": ("pocket-dmd-lora", "renoise", 1, 1.0, None),
+    "DMD-LoRA, renoise, 4 steps": ("pocket-dmd-lora", "renoise", 4, 1.0, 0.92),
+    "one-step generator (Diff-Instruct), 1 step": ("pocket-one-step", None, 1, 1.0, 0.85),
 }
 SHEETS = (
     "teacher, DDIM, 20 steps, guidance 2.5",
     "student, Euler ancestral, 4 steps",
     "student, Euler ancestral, 1 step",
+    "LCM-LoRA, 4 steps",
+    "DMD-LoRA, renoise, 4 steps",
 )
 
 
@@ -55,11 +64,11 @@ class Report:
 
 
 @torch.no_grad()
-def sample(name: str, kernel_name: str, steps: int, guidance: float, texts: list[str], seeds: int) -> Tensor:
+def sample(name: str, kernel_name: str | None, steps: int, guidance: float, texts: list[str], seeds: int) -> Tensor:
     """Pictures in [0, 1], (len(texts) * seeds, 3, 64, 64), prompt-major; seeds are the same for every sampler."""
     model = models.load(name)
     model.guidance_scale = guidance
-    kernel = build_kernel(kernel_name, model.schedule, steps, **({"eta": 0.0} if kernel_name == "ddim" else {}))
+    kernel = model.sampler(steps, kernel_name, eta=0.0)
     pictures = []
     for i, text in enumerate(texts):
         ids = [i * 1000 + s for s in range(seeds)]
@@ -143,13 +152,16 @@ All weights were trained on pictures drawn from [OpenMoji](https://openmoji.org)
 project, licence [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/). The weights and the contact sheet
 carry the same licence.
 
-![45 animals: teacher, student at 4 steps, student at 1 step](contact-sheet.png)
+![45 animals: teacher, student at 4 steps and at 1, LCM-LoRA and DMD-LoRA at 4](contact-sheet.png)
 
 ## Single animals recognised by the held-out classifier ({result["seeds"]} pictures an animal)
 
 | sampler | recognised | aimed at | sharpness |
 | --- | --- | --- | --- |
 {samplers}
+
+The two LoRAs are on the teacher, for diffusers' `load_lora_weights`: a latent consistency model (`pocket-lcm`) and
+DMD2's distribution matching (`pocket-dmd-lora`).
 
 ## Networks on held-out renders
 

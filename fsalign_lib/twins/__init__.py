@@ -6,6 +6,6 @@ run the code that loads the published weights, file for file.
 """
 
 from fsalign_lib.twins.models import TEXT_LENGTH, WIDTH, save_twin
-from fsalign_lib.twins.rewards import save_reward_twin
+from fsalign_lib.twins.rewards import save_dino_twin, save_reward_twin
 
-__all__ = ["TEXT_LENGTH", "WIDTH", "save_reward_twin", "save_twin"]
+__all__ = ["TEXT_LENGTH", "WIDTH", "save_dino_twin", "save_reward_twin", "save_twin"]

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fsalign_lib.image_encoder import DINO
 from fsalign_lib.rewards import REWARDS, ImageReward, full
 from fsalign_lib.rewards.aesthetic import published_mlp
 from fsalign_lib.rewards.conversion import to_image_reward, to_open_clip
@@ -148,3 +149,14 @@ FILES = {  # the JPEG rewards read none
     "imagereward": _imagereward,
     "aesthetic": _aesthetic,
 }
+
+
+def save_dino_twin(folder: Path, seed: int = 0) -> Path:
+    """Write what `image_encoder.load_image_encoder("full")` reads; returns the folder."""
+    tower = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**tower, image_size=SIZE, patch_size=PATCH)
+    with torch.random.fork_rng():
+        model = _filled(transformers.ViTModel(config, add_pooling_layer=False), DINO, seed)
+    write(Path(folder) / DINO / "config.json", config.to_dict())
+    write(Path(folder) / DINO / "pytorch_model.bin", model.state_dict())
+    return Path(folder)

@@ -1,0 +1,70 @@
+r"""A creature outside the 45 animals, for concept customization: how it is drawn, named and asked for.
+
+The concept is OpenMoji's panda. Its class, in DreamBooth's sense, is "bear", which the models know. Its name, the
+papers' [V], is a rare word before the class: "a sks bear", as in DreamBooth's public implementations. No token is
+added and no embedding is learned: a CLIP tokenizer spells a word that it has no token for, the text encoder stays
+frozen, and the image network learns what the word means. So it goes the same way at every size of model.
+
+`named` and `plain` put the word in and take it out; without it a prompt is in the pocket world's grammar.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from fsalign_lib.pocket.captions import ANIMALS, COLORS, COUNTS, IRREGULAR_PLURALS, PLACES, Fact, caption, parse
+from fsalign_lib.pocket.render import render, sprite, sprites
+
+TOKEN, CLASS, CODE = "sks", "bear", "1F43C"
+PROMPT = f"a {TOKEN} {CLASS}"
+# Contexts that settings may be tried on; `contexts` leaves them out.
+TRIED = (Fact(CLASS, color="yellow"), Fact(CLASS, count=2), Fact(CLASS, place="beach"))
+
+
+def named(prompt: str, token: str = TOKEN, noun: str = CLASS) -> str:
+    """The prompt of the class with the concept's name in it: "two bears" to "two sks bears".
+
+    Raises:
+        ValueError: the class is not in the prompt.
+    """
+    words = prompt.split()
+    places = [i for i, word in enumerate(words) if word in (noun, IRREGULAR_PLURALS.get(noun, noun + "s"))]
+    if not places:
+        raise ValueError(f"prompt {prompt!r}: expected the class {noun!r} in it")
+    return " ".join([*words[: places[0]], token, *words[places[0] :]])
+
+
+def plain(prompt: str, token: str = TOKEN) -> str:
+    """The prompt without the concept's name."""
+    return " ".join(word for word in prompt.split() if word != token)
+
+
+def contexts() -> list[str]:
+    """Prompts of the concept in colours, numbers and places, none of them in `TRIED` and none a training prompt."""
+    facts = [Fact(CLASS, color=c) for c in COLORS]
+    facts += [Fact(CLASS, count=n) for n in COUNTS]
+    facts += [Fact(CLASS, place=p) for p in PLACES]
+    facts += [Fact(CLASS, count=n, place=p) for n, p in ((2, "snow"), (3, "moon"), (4, "desert"), (2, "ocean"))]
+    return [named(caption(fact)) for fact in facts if fact not in TRIED]
+
+
+@functools.lru_cache(maxsize=1)
+def bank() -> Tensor:
+    """All pictures, the concept in the place of its class."""
+    found = sprites().clone()
+    found[ANIMALS.index(CLASS)] = sprite(CODE)
+    return found
+
+
+def draw(prompts: list[str], generator: torch.Generator) -> Tensor:
+    """The concept as prompts have it: uint8 pictures (B, 3, 64, 64).
+
+    Raises:
+        ValueError: a prompt outside the grammar, or of another animal.
+    """
+    facts = [parse(plain(prompt)) for prompt in prompts]
+    for prompt, fact in zip(prompts, facts, strict=True):
+        if fact.animal != CLASS:
+            raise ValueError(f"prompt {prompt!r}: expected the concept's class, {CLASS!r}")
+    return render(facts, generator, bank=bank())

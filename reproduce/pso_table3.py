@@ -1,0 +1,52 @@
+"""PSO Table 3: human preference tuning of a 4-step latent consistency model (LCM).
+
+python reproduce/pso_table3.py                  # everything; finished runs are skipped, stopped ones go on
+python reproduce/pso_table3.py --dry-run        # rows, recipes with their sources, claims
+python reproduce/pso_table3.py --smoke --out runs/smoke
+
+The DPO'd teacher is that of Table 1: its runs are taken from there, or trained for both tables where they are missing.
+So are the pairs. The paper's SDXL-LCM is a distilled network and its LCM-LoRA another; the pocket's LCM is a LoRA on
+the teacher, so at pocket scale "base" and "teacher + LCM-LoRA" are one model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pso_table1
+from table_command import command
+from tables import Row, Sampled
+
+LORA = {"pocket": "pocket-lcm", "full": "sdxl-lcm-lora"}
+RANK = {"rank": 32}  # PSO App. B.1, at full scale
+TUNING = pso_table1.TUNING
+
+TABLE = replace(
+    pso_table1.TABLE,
+    name="pso_table3",
+    title="PSO Table 3: human preference tuning of SDXL-LCM",
+    rows={
+        "base": Row("base"),
+        "teacher-lora": Row(
+            "teacher + LCM-LoRA",
+            sampled=Sampled(LORA, steps=4, guidance={"pocket": 1.0, "full": 1.0}, kernel="renoise"),
+        ),
+        "dpo-lora": Row("DPO + LCM-LoRA", start="dpo", composed=LORA),
+        "offline": Row("offline PSO", "pso-offline", full=RANK, tuning=TUNING),
+        "online": Row("online PSO", "pso-online", full=RANK, tuning=TUNING),
+    },
+    models={"pocket": "pocket-lcm", "full": "sdxl-lcm"},
+    shares=pso_table1.TABLE,
+    note="At pocket scale the LCM is a LoRA on the teacher, so *base* and *teacher + LCM-LoRA* are one model, and the "
+    "claims against either are one claim. The DPO'd teachers and the pairs are those of Table 1.",
+)
+SMOKE = replace(
+    pso_table1.SMOKE, settings={name: own for name, own in pso_table1.SMOKE.settings.items() if name != "sft"}
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    command(TABLE, SMOKE, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()
