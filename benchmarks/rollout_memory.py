@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import tyro
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("reproduce", "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reproduce"))
 
 import memory  # noqa: E402
 from common import Clock, command_line, plain, positive, provenance, writable_folder, write_json  # noqa: E402

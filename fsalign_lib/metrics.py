@@ -80,7 +80,7 @@ def frechet_distance(features_a: Array, features_b: Array) -> float:
     Args:
         features_a, features_b: one row a sample; the numbers of rows may differ  # (n, D), (m, D)
     """
-    a, b = _features(features_a), _features(features_b)
+    a, b = feature_rows(features_a), feature_rows(features_b)
     return gaussian_frechet(Gaussian(a.mean(0), _cov(a)), Gaussian(b.mean(0), _cov(b)))
 
 
@@ -106,7 +106,7 @@ def mean_pairwise_distance(features: Array) -> float:
     Args:
         features: one row a sample  # (n, D)
     """
-    f = _features(features)
+    f = feature_rows(features)
     square = (f**2).sum(1)
     distances = np.sqrt(np.clip(square[:, None] + square - 2 * f @ f.T, 0, None))
     return float(distances[np.triu_indices(len(f), 1)].mean())
@@ -130,7 +130,7 @@ def vendi_score(kernel: Array) -> float:
 
 def cosine_kernel(features: Array) -> np.ndarray:
     r"""$K_{ij} = f_i^\top f_j / (\|f_i\| \|f_j\|)$, (n, D) -> (n, n)."""
-    f = _features(features)
+    f = feature_rows(features)
     norms = np.linalg.norm(f, axis=1, keepdims=True)
     if (norms == 0).any():
         raise ValueError("a feature row is zero, so its cosine is undefined: drop it")
@@ -139,7 +139,7 @@ def cosine_kernel(features: Array) -> np.ndarray:
 
 def rbf_kernel(features: Array, bandwidth: float) -> np.ndarray:
     r"""$K_{ij} = \exp(-\|f_i - f_j\|^2 / (2 h^2))$ with $h$ = `bandwidth`, (n, D) -> (n, n)."""
-    f = _features(features)
+    f = feature_rows(features)
     return np.exp(-((f[:, None] - f) ** 2).sum(-1) / (2 * bandwidth**2))
 
 
@@ -256,7 +256,8 @@ def _array(x: Array, dtype: type | None = np.float64) -> np.ndarray:
     return np.asarray(x, dtype=dtype)
 
 
-def _features(x: Array) -> np.ndarray:
+def feature_rows(x: Array) -> np.ndarray:
+    """(n, D) in float64; a ValueError for fewer than 2 rows, another shape, or a value that is not finite."""
     x = _array(x)
     if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
         raise ValueError(f"features have shape {x.shape}: expected (n, D) with n >= 2, every value finite")

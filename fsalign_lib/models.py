@@ -1,6 +1,7 @@
 """Loading models: presets by name, and pipeline folders, in diffusers' and transformers' classes.
 
-`load(name)` takes a preset ("pocket-turbo", see `presets`) or a folder in diffusers' pipeline layout.
+`load(name)` takes a preset ("pocket-turbo", see `presets`) or a folder in diffusers' pipeline layout. The LoRA of a
+preset can be put on another teacher: `load("pocket-lcm", network=teacher.merged_network())`.
 
 `hub` says where published files are read from, `tensor_files` how.
 """

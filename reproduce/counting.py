@@ -10,7 +10,7 @@ What the meta device would do otherwise than a GPU is set right by `accelerated`
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,16 +76,28 @@ class Meter(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def accelerated(autocast: torch.dtype | None = None) -> Iterator[Callable[[], None]]:
+def accelerated(autocast: torch.dtype | None = None, only: Sequence[nn.Module] = ()) -> Iterator[Callable[[], None]]:
     """Attention by the kernels of a GPU, which keep no attention matrix; and, if asked, autocast to half precision.
 
     On the meta device attention falls back to a matrix product and a softmax, and autocast does nothing. The functions
     that are run in half precision and in float32 are those of torch's lists for CUDA that these networks use.
 
+    Args:
+        only: the networks that autocast is for, as the launcher wraps them; none: all that is called. What they
+            compute again in the backward is cast as it was; nothing else is called there.
+
     Yields:
         what to call when the forward is over: until then autocast keeps its copy of each weight.
     """
     copies: dict[nn.Parameter, Tensor] | None = {}
+    inside = 0 if only else 1  # calls of `only` that are under way
+
+    def enter(change: int) -> Callable[..., None]:
+        def hook(*_) -> None:
+            nonlocal inside
+            inside += change
+
+        return hook
 
     def cast(value, dtype: torch.dtype):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
@@ -98,6 +110,8 @@ def accelerated(autocast: torch.dtype | None = None) -> Iterator[Callable[[], No
 
     def casting(function: Callable, dtype: torch.dtype) -> Callable:
         def run(*args, **kwargs):
+            if not inside and copies is not None:
+                return function(*args, **kwargs)
             return function(
                 *(cast(value, dtype) for value in args), **{name: cast(value, dtype) for name, value in kwargs.items()}
             )
@@ -117,6 +131,8 @@ def accelerated(autocast: torch.dtype | None = None) -> Iterator[Callable[[], No
         changed |= {name: casting(getattr(F, name), autocast) for name in ("linear", "conv2d")}
         changed |= {name: casting(getattr(F, name), torch.float32) for name in ("group_norm", "layer_norm", "softmax")}
     before = {name: getattr(F, name) for name in changed}
+    hooks = [network.register_forward_pre_hook(enter(1)) for network in only]
+    hooks += [network.register_forward_hook(enter(-1)) for network in only]
     try:
         for name, function in changed.items():
             setattr(F, name, function)
@@ -124,6 +140,8 @@ def accelerated(autocast: torch.dtype | None = None) -> Iterator[Callable[[], No
     finally:
         for name, function in before.items():
             setattr(F, name, function)
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -148,9 +166,14 @@ class Trace:
         return self.bytes[0] + (self.bytes[1] - self.bytes[0]) / (high - low) * (rows - low)
 
 
-def trace(call: Callable[[int], object], known: Iterable[Tensor], autocast: torch.dtype | None = None) -> Trace:
-    """Meter `call(rows)`, which works on the meta device."""
-    meters = [_meter(call, rows, known, autocast) for rows in ROWS]
+def trace(
+    call: Callable[[int], object],
+    known: Iterable[Tensor],
+    autocast: torch.dtype | None = None,
+    only: Sequence[nn.Module] = (),
+) -> Trace:
+    """Meter `call(rows)`, which works on the meta device; `autocast` and `only` are those of `accelerated`."""
+    meters = [_meter(call, rows, known, autocast, only) for rows in ROWS]
     return _join(meters, [meter.trace for meter in meters])
 
 
@@ -159,12 +182,13 @@ def trace_backward(
     parameters: list[nn.Parameter],
     known: Iterable[Tensor],
     autocast: torch.dtype | None = None,
+    only: Sequence[nn.Module] = (),
 ) -> tuple[Trace, Trace]:
     """Meter forward and backward of `loss(rows)`: with no gradient there before, and with all of them there (which is
     how later micro-batches find it; the gradients are then part of the trace from its start)."""
     meters, first, later = [], [], []
     for rows in ROWS:
-        meter = _meter(loss, rows, known, autocast, backward=True)
+        meter = _meter(loss, rows, known, autocast, only, backward=True)
         meters.append(meter)
         gradients = torch.zeros(len(meter.trace) + 1, dtype=torch.float64)
         for p in parameters:
@@ -178,9 +202,9 @@ def trace_backward(
     return _join(meters, first), _join(meters, later)
 
 
-def _meter(call, rows: int, known, autocast, backward: bool = False) -> Meter:
+def _meter(call, rows: int, known, autocast, only, backward: bool = False) -> Meter:
     meter = Meter(known)
-    with accelerated(autocast) as forward_is_over, meter:
+    with accelerated(autocast, only) as forward_is_over, meter:
         out = call(rows)
         forward_is_over()
         meter.forward = len(meter.trace)

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fsalign_lib.plotting import learning_curve, new_figure
+from fsalign_lib.plotting import PALETTE, STYLE, learning_curve, new_figure
 from tables import Line, Panel, Sheet
 
 AXES = {"samples": "training samples", "hours": "training time, core hours on a CPU"}
@@ -37,6 +39,17 @@ def panel(
     return Panel(title, AXES[x], label, lines)
 
 
+def with_bars(ax: Axes, line: Line, label: str | None) -> None:
+    """The mean over seeds as a line, each point with its interval."""
+    means, (low, high) = np.mean(line.values, 0), np.transpose(line.bars)
+    ends = np.clip([means - low, high - means], 0, None)
+    color = PALETTE.get(line.color, line.color)
+    with matplotlib.rc_context(STYLE):
+        ax.errorbar(line.x, means, yerr=ends, color=color, label=label, marker="o", markersize=3.5, capsize=2)
+        if label is not None:
+            ax.legend()
+
+
 def draw(sheet: Sheet) -> Figure:
     """The lines are named in the first panel of a row, and where they are others than in the panel before."""
     columns = max(map(len, sheet.panels))
@@ -51,7 +64,11 @@ def draw(sheet: Sheet) -> Figure:
             about = panels[place]
             labels = [line.label for line in about.lines]
             for line in about.lines:
-                learning_curve(ax, line.x, line.values, line.label if labels != named else None, line.color)
+                label = line.label if labels != named else None
+                if line.bars is None:
+                    learning_curve(ax, line.x, line.values, label, line.color)
+                else:
+                    with_bars(ax, line, label)
             named = labels
             ax.set_title(about.title)
             ax.set_xlabel(about.x)

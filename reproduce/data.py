@@ -144,6 +144,15 @@ SETS: dict[str, DataSet] = {
         ("coco/**/captions_val2017.json",),
         5000,
     ),
+    "hpdv2": DataSet(
+        "prompts",
+        "the four categories below together",
+        "DI* Table 3",
+        HPD,
+        "Apache-2.0",
+        ("hpdv2/**/[acp][noah]*.json",),  # not drawbench.json, which lies beside them
+        3200,
+    ),
     **{f"hpdv2-{category}": _hpd(category) for category in ("anime", "concept-art", "paintings", "photo")},
     "sdpo-animals": DataSet(
         "prompts",

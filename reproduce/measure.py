@@ -1,6 +1,8 @@
 """What `evaluate.py` and the tables measure: pictures of a model under fixed noise, scores, paired comparisons."""
 
 import os
+import statistics
+import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +14,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from chunks import Chunks, processes
+from diversity import Manifold
 from fsalign_lib.frechet import Moments, gaussian_frechet
 from fsalign_lib.latent import LatentModel
+from fsalign_lib.manifold import K
 from fsalign_lib.metrics import Interval
 from fsalign_lib.pocket.captions import parse
 from fsalign_lib.rollout import rollout, seeded_noise
-from scoring import DEFAULT_METRICS, Frechet, Metric, load_metrics
+from memory import peak_over
+from scoring import DEFAULT_METRICS, SOMETIMES, WITHIN_PROMPTS, Frechet, Metric, load_metrics
 
-Metrics = Mapping[str, Metric | Frechet]
+Metrics = Mapping[str, Metric | Frechet | Manifold]
 
+COSTS = ("seconds", "memory")  # of `sampling_cost`
+PICTURES_TIMED = 5
 EVALUATION = -1  # in the place of the training round in `seeded_noise`
 RESAMPLES, CELLS = 10_000, 20_000_000  # of a bootstrap; and, for many prompts, of its table at most
 
@@ -47,6 +54,33 @@ def sample(
     return model.decode(rollout(model, kernel, cond, noise).final).unflatten(0, (-1, len(seeds)))
 
 
+def sampling_cost(
+    model: LatentModel, kernel_name: str | None, steps: int, prompts: Sequence[str], eta: float = 1.0
+) -> dict[str, float]:
+    """What sampling one picture after the other takes.
+
+    Returns:
+        {"seconds": for 10 pictures, 10 times the median of one; "memory": MB of weights and of the most that tensors
+        take beside them}. A first picture is a rehearsal, and encodes no-prompt; prompts are encoded beforehand.
+    """
+    named = [prompts[i % len(prompts)] for i in range(PICTURES_TIMED)]
+    model.encode_prompts(named)
+
+    def one(prompt: str) -> None:
+        sample(model, kernel_name, steps, [prompt], [0], eta)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    peak, times = peak_over(lambda: one(named[0]), model.device), []
+    for prompt in named:
+        started = time.perf_counter()
+        one(prompt)
+        times.append(time.perf_counter() - started)
+    parts = (model.unet, model.vae, *model.text.modules)
+    weights = sum(p.numel() * p.element_size() for part in parts for p in (*part.parameters(), *part.buffers()))
+    return {"seconds": 10 * statistics.median(times), "memory": (weights + peak) / 2**20}
+
+
 def save_pictures(folder: Path, first: int, images: Tensor, suffix: str) -> None:
     """<prompt's number>-<seed>.png, from `first` on.  # images (P, E, 3, H, W)"""
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,11 +97,14 @@ def check(prompts: Sequence[str], seeds: Sequence[int], metrics: Sequence[str] |
     """Raise a ValueError where there is nothing to score, or a metric cannot be had from it."""
     if not prompts or not seeds:
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one of each")
-    if "diversity" in metrics and len(seeds) < 2:
-        raise ValueError("diversity needs 2 seeds or more for each prompt: give more seeds, or leave the metric out")
+    for name in WITHIN_PROMPTS:
+        if name in metrics and len(seeds) < 2:
+            raise ValueError(f"{name} needs 2 seeds or more for each prompt: give more seeds, or leave the metric out")
+    if {"precision", "recall"} & set(metrics) and len(prompts) * len(seeds) <= K:
+        raise ValueError(f"precision and recall need more than {K} pictures: give more prompts or seeds")
     if "fid" in metrics and len(prompts) * len(seeds) < 2:
         raise ValueError("fid needs 2 pictures or more, and thousands to mean something: give more prompts or seeds")
-    if "accuracy" in metrics:
+    if {"accuracy", "modes", "precision", "recall"} & set(metrics):
         for prompt in prompts:
             parse(prompt)
 
@@ -83,11 +120,11 @@ def score(images: Tensor, prompts: Sequence[str], seeds: Sequence[int], metrics:
     """
     images, names, found = images.flatten(0, 1), [prompt for prompt in prompts for _ in seeds], {}
     for name, metric in metrics.items():
-        of_all = isinstance(metric, Frechet)
+        of_all = isinstance(metric, (Frechet, Manifold))
         with torch.no_grad():
             values = metric.features(images) if of_all else metric(images, names).float().cpu()
         bad = ~values.reshape(len(values), -1).isfinite().all(1)
-        if name != "accuracy" and bool(bad.any()):
+        if name not in SOMETIMES and bool(bad.any()):
             row = int(bad.nonzero()[0, 0])
             where = f"prompt {names[row]!r} (seed {seeds[row % len(seeds)]})"
             raise FloatingPointError(f"metric {name} is {values[row].sum().item()} for {where}: look at its picture")
@@ -104,13 +141,18 @@ def gather(
     metrics: Metrics,
 ) -> dict:
     """The result of `evaluate` from what `score` gave for its prompts, some at a time, in their order."""
-    scores: dict[str, list] = {name: [] for name, metric in metrics.items() if not isinstance(metric, Frechet)}
     moments = {name: Moments(metric.dimensions) for name, metric in metrics.items() if isinstance(metric, Frechet)}
+    kept: dict[str, list[Tensor]] = {name: [] for name, metric in metrics.items() if isinstance(metric, Manifold)}
+    scores: dict[str, list] = {name: [] for name in metrics if name not in moments}
     for part in parts:
-        for name in scores:
-            scores[name] += [[None if v != v else round(v, 5) for v in row] for row in part[name].tolist()]
+        for name in scores.keys() - kept.keys():
+            scores[name] += rounded(part[name])
         for name in moments:
             moments[name].add(part[name])
+        for name in kept:
+            kept[name].append(part[name])
+    for name, features in kept.items():
+        scores[name] = rounded(metrics[name].scores(torch.cat(features), prompts, len(seeds)))
     result = {
         "kernel": kernel,
         "steps": steps,
@@ -124,6 +166,10 @@ def gather(
         result["means"][name] = gaussian_frechet(here, there)
         result[name] = {"pictures": here.count, "reference": there.count, "dimensions": len(here.mean)}
     return result
+
+
+def rounded(scores: Tensor) -> list[list[float | None]]:
+    return [[None if v != v else round(v, 5) for v in row] for row in scores.tolist()]
 
 
 def evaluate(

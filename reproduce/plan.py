@@ -24,6 +24,9 @@ from torch import nn
 import recipes
 from common import command_line, plain, positive
 from data import read_prompts
+from distill_config import DistillConfig
+from distill_footprint import DistillFootprint, DistillNetworks, key
+from distillation import DISTILL
 from footprint import Footprint, Networks
 from fsalign_lib import architectures
 from fsalign_lib.latent import LatentModel, Training
@@ -102,12 +105,15 @@ def row_config(config: PlanConfig, table: Table, name: str) -> TrainConfig:
     config_type = OnlineConfig if row.method in recipes.ONLINE else OfflineConfig
     models = row.sampled.models if row.sampled else table.models
     settings = {"model": models[config.scale]} | row.own(config.scale)
+    if row.method in DISTILL:
+        config_type, settings = DistillConfig, {"teacher": table.teachers[config.scale]} | settings
     made = make_config(config_type, row.method, config.scale, **settings)
     if config.optimizer:
         made = replace(made, optimizer=config.optimizer)
     if config.training and config.training != made.training:
         half = "bfloat16" if config.scale == "full" else "float32"
         made = replace(made, training=config.training, dtype=half if config.training == "lora" else "float32")
+        made = replace(made, mixed_precision="no")
         if config.training == "full" and config.scale == "full":
             made = replace(made, mixed_precision="bf16")
     if not named(config.gpu).bf16:
@@ -121,7 +127,7 @@ def row_config(config: PlanConfig, table: Table, name: str) -> TrainConfig:
 def held(config: TrainConfig, otherwise: int) -> int:
     """Prompts of the set, if it is here."""
     try:
-        return len(read_prompts(config.prompts)) if isinstance(config, OnlineConfig) else otherwise
+        return otherwise if isinstance(config, OfflineConfig) else len(read_prompts(config.prompts))
     except (OSError, ValueError):
         return otherwise
 
@@ -164,20 +170,38 @@ def divisor(table: Table, most: int = 8) -> int:
 KEY = ("model", "training", "rank", "alpha", "dtype", "mixed_precision")
 
 
-def all_networks(rows: dict[str, TrainConfig]) -> dict[str, Networks]:
+def all_networks(rows: dict[str, TrainConfig]) -> dict[str, Networks | DistillNetworks]:
     """Row -> its networks on the meta device. Rows that train the same in the same way share them, and their traces."""
     made: dict[tuple, Networks] = {}
-    found = {}
+    distilled: dict[tuple, DistillNetworks] = {}
+    found: dict[str, Networks | DistillNetworks] = {}
     # Those with a reward come first: others, which need none, take the networks that they made.
     for name, config in sorted(rows.items(), key=lambda item: isinstance(item[1], OfflineConfig)):
-        key = tuple(getattr(config, field) for field in KEY)
+        if isinstance(config, DistillConfig):
+            if key(config) not in distilled:
+                distilled[key(config)] = distill_networks(config)
+            found[name] = distilled[key(config)]
+            continue
+        own = tuple(getattr(config, field) for field in KEY)
         reward = getattr(config, "reward", None)
-        same = [nets for (of, by), nets in made.items() if of == key and reward in (None, by)]
+        same = [nets for (of, by), nets in made.items() if of == own and reward in (None, by)]
         if not same:
             same = [Networks(meta_model(config), meta_reward(reward, config.scale), config)]
-            made[key, reward] = same[0]
+            made[own, reward] = same[0]
         found[name] = same[0]
     return found
+
+
+def distill_networks(config: DistillConfig) -> DistillNetworks:
+    teacher = meta_model(replace(config, model=config.teacher))
+    student = teacher if config.model == config.teacher else meta_model(config)
+    reward = meta_reward(config.reward if config.reward_scale else None, config.scale)
+    return DistillNetworks(student, teacher, reward, config)
+
+
+def footprint_of(config: TrainConfig, nets: Networks | DistillNetworks, prompts: int, processes: int):
+    kind = DistillFootprint if isinstance(config, DistillConfig) else Footprint
+    return kind(config, nets, prompts, processes)
 
 
 def meta_model(config: TrainConfig) -> LatentModel:
@@ -196,10 +220,10 @@ def meta_reward(name: str | None, scale: str) -> nn.Module | None:
     return architectures.meta_reward(name) if scale == "full" else load_reward(name).to("meta")
 
 
-def plan_row(plan: Plan, config: TrainConfig, nets: Networks) -> dict[str, Any]:
+def plan_row(plan: Plan, config: TrainConfig, nets: Networks | DistillNetworks) -> dict[str, Any]:
     """What one row takes, as JSON."""
     c = plan.config
-    footprint = Footprint(config, nets, held(config, c.held), c.count)
+    footprint = footprint_of(config, nets, held(config, c.held), c.count)
     share = footprint.batch // c.count
     sampled = config.pairs // c.count if footprint.online else 1
     settings = []
@@ -216,7 +240,8 @@ def plan_row(plan: Plan, config: TrainConfig, nets: Networks) -> dict[str, Any]:
                 "cards": [fit(footprint, gb, share, sampled, checkpointing) for gb in MEMORIES],
             }
         )
-    online = footprint.online
+    online, distilled = footprint.online, isinstance(config, DistillConfig)
+    batch_of = "pairs" if not online or recipes.sums_steps(config) else "steps of pairs"
     return {
         "config": plain(config),
         "image_size": nets.model.image_size,
@@ -226,7 +251,7 @@ def plan_row(plan: Plan, config: TrainConfig, nets: Networks) -> dict[str, Any]:
         "unit": "round" if online else "update",
         "units": footprint.rounds,
         "batch": footprint.batch,
-        "batch_of": "pairs" if not online or recipes.sums_steps(config) else "steps of pairs",
+        "batch_of": "samples" if distilled else batch_of,
         "network_rows": footprint.rows,
         "forward_flops": sum(nets.forward().flops_per_row.values()),
         "settings": settings,

@@ -38,18 +38,22 @@ def row_text(name: str, title: str, row: dict[str, Any]) -> list[str]:
     how = f"LoRA rank {c['rank']}" if c["training"] == "lora" else "all weights"
     precision = c["dtype"] + ("" if c["mixed_precision"] == "no" else f", autocast {c['mixed_precision']}")
     first = row["settings"][0]["flops"]
-    pairs = f"{c['pairs']} pairs, minibatch {c['minibatch']}" if "minibatch" in c else f"{c['batch']} pairs"
+    pairs = f"{c['pairs']} pairs, minibatch {c['minibatch']}" if "minibatch" in c else f"{c['batch']} {row['batch_of']}"
+    distilled = "teacher" in c
+    rollout = "" if distilled else " (rollout batch in pairs)"
+    rows = "" if distilled else f", of {row['network_rows']} rows each"
     lines = [
-        f"{name}: {title} ({c['method']}), {c['model']} at {row['image_size']} px",
+        f"{name}: {title} ({c['method']}), {c['model']} at {row['image_size']} px"
+        + (f", assistant and teacher {c['teacher']}" if distilled else ""),
         f"  run         {row['units']} {row['unit']}s of {pairs}",
         f"  settings    {how}, {precision}, {c['optimizer']}" + ", vae_slicing" * c["vae_slicing"],
         f"  trained     {row['trained']:,} of {row['parameters']:,} parameters",
         f"  a forward   {row['forward_flops'] / 1e12:.3g} TFLOP a row, which is a picture at a step; an update has "
-        f"{row['batch']} {row['batch_of']}, of {row['network_rows']} rows each",
+        f"{row['batch']} {row['batch_of']}{rows}",
         f"  FLOPs       {row['unit']} {sum(first.values()) / 1e12:.4g} TFLOP: "
         + ", ".join(f"{phase} {value / 1e12:.3g}" for phase, value in first.items()),
         "  fixed GB    " + ", ".join(f"{part} {gb:.2f}" for part, gb in row["fixed_gb"].items()),
-        f"  micro-batch in {row['batch_of']} (rollout batch in pairs) and peak GB on a card of",
+        f"  micro-batch in {row['batch_of']}{rollout} and peak GB on a card of",
         f"  {'gradient checkpointing':<24}{'hours':>8}" + "".join(f"{f'{gb} GB':>18}" for gb in MEMORIES),
     ]
     for setting in row["settings"]:

@@ -9,6 +9,9 @@
 | jpeg-incompressibility, jpeg-compressibility | plus or minus the kB of the picture as a JPEG |
 | accuracy (pocket scale) | 1 if the held-out classifier names the animal asked for, else 0; with two animals none |
 | diversity | mean distance to the prompt's other pictures, between unit features (below) |
+| vendi | Vendi score of the prompt's pictures, cosine kernel of features (below): an effective number of pictures |
+| modes (pocket scale) | backgrounds, of 8, behind the animal asked for among the prompt's pictures (diversity.py) |
+| precision, recall (pocket scale) | 1 if it lies in the manifold of rendered scenes; for recall, a scene in theirs |
 | sharpness | mean squared difference of horizontal neighbours |
 
 and "fid", of all pictures together: the Frechet distance of their features to those of a reference set. At pocket scale
@@ -16,7 +19,9 @@ the features are the held-out classifier's, and the reference is renders of the 
 full scale they are those of FID's own network, and the reference must be given.
 
 Diversity is between features of the held-out classifier at pocket scale, of the aesthetic reward's CLIP ViT-L/14 at
-full scale. Rewards are in float32 at both scales. Networks that several metrics use are loaded once.
+full scale; so is vendi. Precision and recall are of all pictures together, beside as many renders of the same prompts,
+between unit features of the classifier. Rewards are in float32 at both scales. Networks that several metrics use are
+loaded once.
 """
 
 import functools
@@ -27,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diversity import Manifold, modes, vendi
 from fsalign_lib import inception
 from fsalign_lib.frechet import Gaussian, Moments
 from fsalign_lib.metrics import sharpness
@@ -46,9 +52,11 @@ JPEG = {"jpeg-compressibility": 1.0, "jpeg-incompressibility": 1.0}
 # name -> factor
 REWARDS = {"pickscore": 100.0, "clipscore": 1.0, "imagereward": 1.0, "aesthetic": 1.0, "hps": 100.0, **JPEG}
 HELD_OUT = ("accuracy", "diversity", "sharpness")  # what no method here is trained on
+WITHIN_PROMPTS = ("diversity", "vendi", "modes")  # these compare a prompt's pictures, so it needs 2 or more
+SOMETIMES = ("accuracy", "modes")  # these say nothing of some prompts
 METRICS = {
-    "pocket": (*REWARDS, *HELD_OUT, "fid"),
-    "full": (*REWARDS, "hps-2.1", "diversity", "sharpness", "fid"),
+    "pocket": (*REWARDS, *HELD_OUT, "vendi", "modes", "precision", "recall", "fid"),
+    "full": (*REWARDS, "hps-2.1", "diversity", "vendi", "sharpness", "fid"),
 }
 DEFAULT_METRICS = ("pickscore", "clipscore", "imagereward", "aesthetic", *HELD_OUT)
 DEFAULTS = {"pocket": DEFAULT_METRICS, "full": tuple(name for name in DEFAULT_METRICS if name != "accuracy")}
@@ -150,18 +158,30 @@ def _pocket_metrics(names: set[str], device, found: dict, reference: Reference |
     every = {
         "accuracy": lambda images, prompts: accuracy(classifier, images, prompts),
         "diversity": lambda images, prompts: diversity(classifier, images, prompts),
+        "vendi": lambda images, prompts: vendi(pooled(classifier, images), prompts),
+        "modes": lambda images, prompts: modes(classifier, images, prompts),
         "fid": fid,
     }
+
+    @functools.cache
+    def scenes(prompts: tuple[str, ...], count: int) -> Tensor:
+        pictures = render([parse(prompt) for prompt in prompts for _ in range(count)], torch.Generator().manual_seed(1))
+        parts = [every["recall"].features(some.to(device) / 255) for some in pictures.split(256)]
+        return torch.cat(parts)
+
+    for kind in ("precision", "recall"):
+        every[kind] = Manifold(kind, lambda x: pooled(classifier, x), scenes)
     return {name: every[name] for name in names}
 
 
 def _full_metrics(names: set[str], device, found: dict, reference: Reference | None) -> dict:
     """Those on CLIP ViT-L/14, which is the aesthetic reward's, and on FID's network."""
     every = {}
-    if "diversity" in names:
+    if names & set(WITHIN_PROMPTS):
         shared = found["aesthetic"].reward if "aesthetic" in found else None
         tower = shared or load_reward("aesthetic", scale="full").to(device)
         every["diversity"] = lambda images, prompts: spread(tower.image_embeddings(images), prompts)
+        every["vendi"] = lambda images, prompts: vendi(tower.image_embeddings(images), prompts)
     if "fid" in names:
         network = inception.load_inception().to(device)
         every["fid"] = Frechet(inception.WEIGHTS.name, network, inception.FEATURES, inception.SIZE, reference)

@@ -92,9 +92,13 @@ def check(table: Table, config: TableConfig) -> None:
         if config.out.resolve() == RESULTS:
             raise ValueError(f"{cut} must not write over {config.out}: name another folder with --out")
         config.work = config.work or config.out / "runs"
-    config.work = config.work or ROOT / "reproduce" / "runs" / file_name(table.reads or table.name, config)
+    config.work = config.work or ROOT / "reproduce" / "runs" / file_name(
+        table.reads or table.pool or table.name, config
+    )
     if table.reads:
         config.work = config.work / "curves"
+    if table.pool:
+        config.work = config.work / table.name
     writable_folder(config.out)
 
 

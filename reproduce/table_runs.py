@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,9 +27,10 @@ import train_online
 from chunks import processes
 from claims import read_claims, status
 from common import Clock, plain, provenance, writable_folder, write_json
-from data import read_prompts
+from data import data_folder, read_prompts
 from distill_config import DistillConfig
 from evaluate import compare, evaluate
+from fsalign_lib.frechet import Gaussian, read_statistics
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.models import load
 from fsalign_lib.pocket import judge
@@ -38,11 +39,12 @@ from fsalign_lib.presets import PRESETS
 from fsalign_lib.rewards import REWARDS
 from fsalign_lib.twins import save_dino_twin, save_reward_twin, save_twin
 from likeness import LIKENESS, load_likeness
+from measure import sampling_cost
 from pairs import FullPairConfig, PairConfig
 from runs import Run, TrainConfig, defaults, last_checkpoint, load_model, make_config
 from sampling import OnlineConfig
-from scoring import Metric, load_metrics
-from tables import Row, Sampled, Table, World
+from scoring import Frechet, Metric, load_metrics
+from tables import Prompts, Row, Sampled, Table, World
 from train_offline import OfflineConfig
 
 NETWORKS = (
@@ -69,6 +71,11 @@ class Work:
     @property
     def pictures(self) -> int:
         return self.world.pictures or self.table.pictures[self.world.scale]
+
+    @property
+    def runs(self) -> Path:
+        """Where training runs lie."""
+        return self.folder.parent if self.table.pool else self.folder
 
 
 def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Work:
@@ -98,13 +105,40 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
     return work
 
 
+def load_table_metrics(table: Table, names: Sequence[str], device, full: bool) -> dict[str, Metric | Frechet]:
+    """At full scale "fid" is against statistics that must be there; they are read here, before any compute."""
+    if not full or "fid" not in names:
+        return load_metrics(names, device, "full" if full else "pocket")
+    metrics = load_metrics(names, device, "full", reference=lambda prompts: None)
+    for prompts in table.prompts.values():
+        if prompts.statistics:
+            read_reference(prompts, metrics["fid"])
+    return metrics
+
+
+def read_reference(prompts: Prompts, fid: Frechet) -> Gaussian:
+    """The statistics of the pictures that a set's captions are of.
+
+    Raises:
+        ValueError: no data folder, or other statistics. FileNotFoundError: there are none.
+    """
+    if data_folder() is None:
+        raise ValueError(
+            f"fid needs {prompts.statistics}: make it with reproduce/reference.py, and set FSALIGN_DATA to its folder"
+        )
+    return read_statistics(data_folder() / prompts.statistics, fid.extractor, fid.dimensions)
+
+
 def all_metrics(
     table: Table, world: World, folder: Path, names: tuple[str, ...], model: LatentModel
 ) -> dict[str, Metric]:
     """Those of pictures alone, and those that hold them to the table's targets, in their order."""
     device = processes().device if world.scale == "full" else model.device
     like = [name for name in names if name in LIKENESS[world.scale]]
-    found = load_metrics([name for name in names if name not in like], device, world.scale)
+    if world.twins:  # there is none of FID's network
+        names = tuple(name for name in names if name != "fid")
+    others = [name for name in names if name not in like]
+    found = load_table_metrics(table, others, device, world.scale == "full")
     if like:
         pictures = (
             targets.read_targets(build_targets(table, world, folder), model.image_size) if table.targets else None
@@ -251,7 +285,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     """The recipe of the row's method at this scale, the row's own settings, and the world's."""
     table, world, method = work.table, work.world, work.table.rows[row].method
     kind = config_type(method)
-    fixed = {"out": work.folder / f"{row}-{seed}", "seed": seed, "resume": True}
+    fixed = {"out": work.runs / f"{row}-{seed}", "seed": seed, "resume": True}
     fixed["model"] = model_name(work, row)
     if kind is OfflineConfig:
         fixed |= lesson_folders(work, row) if table.targets else {"pairs": pair_config(work).out}
@@ -260,7 +294,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     if kind is DistillConfig:
         fixed["teacher"] = world.teacher or table.teachers[world.scale]
         start = start_of(table, row, seed)
-        fixed["start"] = work.folder / f"{start[0]}-{start[1]}" if start else None
+        fixed["start"] = work.runs / f"{start[0]}-{start[1]}" if start else None
     given = fixed | table.rows[row].own(world.scale) | world.settings.get(method, {})
     return make_config(kind, method, world.scale, **given, threads=work.threads)
 
@@ -346,6 +380,15 @@ def settings(work: Work, row: str, seed: int | None) -> dict:
     return about
 
 
+def begun_with(work: Work, row: str, seed: int | None) -> dict:
+    """Settings of a training run: where tables share them, those that it depends on itself."""
+    about = settings(work, row, seed)
+    if not work.table.pool or "training" not in about:
+        return about
+    weights = {name: value for name, value in about["weights"].items() if name != "hps"}  # some tables score by it
+    return {"weights": weights} | {name: about[name] for name in ("training", "start") if name in about}
+
+
 def lora_source(work: Work, row: str) -> dict[str, str | None]:
     """The preset whose LoRA a composed row takes, and a digest of the file where it ships with the package."""
     name = work.world.model or work.table.rows[row].composed[work.world.scale]
@@ -370,8 +413,11 @@ def known_settings(work: Work, row: str, seed: int | None, before: dict) -> dict
 
 def check_same(work: Work, row: str, seed: int | None) -> None:
     """Raise a ValueError if the run was done, or begun, with other settings."""
-    now = settings(work, row, seed)
-    for path in (run_path(work.folder, row, seed), note_path(work.folder, row, seed)):
+    wanted = {
+        run_path(work.folder, row, seed): settings(work, row, seed),
+        note_path(work.runs, row, seed): begun_with(work, row, seed),
+    }
+    for path, now in wanted.items():
         if path.exists() and known_settings(work, row, seed, json.loads(path.read_text())["settings"]) != now:
             raise ValueError(f"{path} has other settings or weights: remove {work.folder}, or choose another --work")
 
@@ -384,7 +430,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         return
     parts, this = work.folder / f"{path.stem}.parts", work.table.rows[row]
     if this.method:
-        config, model = train(work, row, seed)
+        config, model = trained_run(work, row, seed)
         training, clock = json.loads((config.out / "result.json").read_text()), Clock()
         if this.sampled:
             model.guidance_scale = this.sampled.guidance[work.world.scale]
@@ -404,15 +450,25 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         shutil.rmtree(parts, ignore_errors=True)
 
 
+def trained_run(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
+    """A run that another table trained to its end, or that is trained now."""
+    config = training_config(work, row, seed)
+    if not (work.table.pool and (config.out / "result.json").exists()):
+        return train(work, row, seed)
+    model = work.model.to(processes().device) if work.world.scale == "full" else work.model
+    model.load_adapter(last_checkpoint(config.out))
+    return config, model
+
+
 def train(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
     """To the end, from where it was stopped; the result is then in the folder of the run."""
     start = start_of(work.table, row, seed)
-    if start and not (work.folder / f"{start[0]}-{start[1]}" / "result.json").exists():
+    if start and not (work.runs / f"{start[0]}-{start[1]}" / "result.json").exists():
         train(work, *start)
     config = training_config(work, row, seed)
     if processes().is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)
-        write_json(note_path(work.folder, row, seed), {"settings": settings(work, row, seed)})
+        write_json(note_path(work.runs, row, seed), {"settings": begun_with(work, row, seed)})
     if isinstance(config, DistillConfig):
         setup = train_distill.prepare(config, reward=work.world.reward if config.reward else None)
         train_distill.run(setup)
@@ -453,13 +509,32 @@ def evaluate_cells(
     """The model on each prompt set at each number of steps; at full scale what is done is kept in `parts`."""
     cells, how = {}, {"eta": sampled.eta} if sampled else {}
     kernel = sampled.kernel if sampled else work.table.kernel
+    columns = (sampled.steps,) if sampled else work.table.steps
+    costs = {}
+    if work.table.timed:
+        some = next(iter(work.prompts.values()))
+        costs = {steps: sampling_cost(model, kernel, steps, some, **how) for steps in columns}
     for name, prompts in work.prompts.items():
-        for steps in (sampled.steps,) if sampled else work.table.steps:
+        metrics = metrics_of(work, name)
+        for steps in columns:
             kept = {"progress": f"{title}: {name}, {steps} steps"}
             kept["folder"] = parts / f"{name}-{steps}" if work.world.scale == "full" else None
-            found = evaluate(model, kernel, steps, prompts, range(work.pictures), work.metrics, **kept, **how)
+            found = evaluate(model, kernel, steps, prompts, range(work.pictures), metrics, **kept, **how)
+            found["means"] |= costs.get(steps, {})
             cells[f"{name}-{steps}"] = {key: value for key, value in found.items() if key != "prompts"}
     return cells
+
+
+def metrics_of(work: Work, name: str) -> Mapping[str, Metric | Frechet]:
+    """The metrics of a prompt set, with its own reference."""
+    fid, about = work.metrics.get("fid"), work.table.prompts[name]
+    if work.world.scale != "full" or not isinstance(fid, Frechet):
+        return work.metrics
+    if about.statistics is None:
+        return {metric: value for metric, value in work.metrics.items() if metric != "fid"}
+    there = read_reference(about, fid)
+    fid.reference = lambda prompts: there
+    return work.metrics
 
 
 def finish(work: Work, row: str, seed: int | None, clock: Clock, training: dict | None, cells: dict, **more) -> None:
@@ -501,6 +576,8 @@ def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smok
     result["tuning"] = {name: row.tuning for name, row in table.rows.items() if row.tuning}
     if table.curve:
         curves.summarise(table, runs)
+    if table.derive and runs:
+        table.derive(runs, result["prompts"])
     for run in runs:
         del run["settings"]["prompts"]
         if run["training"]:
@@ -551,7 +628,8 @@ def decide(table: Table, runs: list[dict], prompts: dict | None) -> list[dict]:
         interval = None
         if above and below:
             same = {"prompts": prompts[claim.prompts], "steps": claim.steps}
-            named = ([{**one, **same} for one in side] for side in (above, below))
-            interval = compare(*named, claim.metric)
+            above, below = ([{**one, **same} for one in side] for side in (above, below))
+            if all(claim.metric in one["scores"] for one in (*above, *below)):  # some are of one scale alone
+                interval = compare(above, below, claim.metric)
         statuses.append({"id": claim.id, "status": status(interval)} | (interval._asdict() if interval else {}))
     return statuses

@@ -36,7 +36,7 @@ def ours(table: Table, result: dict | None, row: str, cell: tuple[str, int], met
     cells = row_cells(table, result["runs"], row, *cell) if result else None
     if not cells:
         return NOT_RUN
-    means = [found["means"][metric] for found in cells]
+    means = [found["means"].get(metric) for found in cells]
     if None in means:
         return "none"
     spread = f" ± {statistics.stdev(means):.{decimals}f}" if len(means) > 1 else ""

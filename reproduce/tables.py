@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from likeness import LIKENESS
+from measure import COSTS
 from pairs import Utility
 from sampling import Reward
-from scoring import METRICS, Metric
+from scoring import METRICS, WITHIN_PROMPTS, Metric
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Prompts:
     title: str
     pocket: str
     full: str
+    statistics: str | None = None  # for fid at full scale, in the data folder; without them the set has none
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Line:
     color: str
     x: Sequence[float]
     values: Sequence[Sequence[float]]  # (seeds, len(x))
+    bars: Sequence[tuple[float, float]] | None = None  # ends of an interval round each mean, in place of a band
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ class Table:
     curve: bool = False  # evaluate each snapshot of a run, not its end alone; "base" is where all curves start
     note: str = ""  # for the page: what its metrics mean
     reads: str | None = None  # with `curve`: train nothing, take the runs of that table
+    pool: str | None = None  # a folder of training runs that lie there for all tables that name it
+    scales: dict[str, str] = field(default_factory=dict)  # metric -> the only scale that has it
+    # Gives the cells of runs, with the prompts of each set, what follows from their scores.
+    derive: Callable[[list[dict], dict[str, list[str]]], None] | None = None
     figures: Callable[[dict], dict[str, "Sheet"]] | None = None  # result -> name -> what to draw
     targets: dict[str, str] | None = None  # scale -> what offline methods learn in place of pairs (see targets.SETS)
     series: tuple[str, ...] = ()  # of a run's records, those that the result keeps over all of training
@@ -117,15 +124,21 @@ class Table:
         return self.name.replace("_", "-")
 
     def at(self, scale: str) -> "Table":
-        """With the rows that it has at this scale."""
+        """With the rows and metrics that it has at this scale."""
         full = {name: row.at_full or row for name, row in self.rows.items()}
-        return replace(self, rows=full) if scale == "full" else self
+        metrics = {name: about for name, about in self.metrics.items() if self.scales.get(name, scale) == scale}
+        return replace(self, rows=full if scale == "full" else self.rows, metrics=metrics)
 
     def metric_names(self, scale: str, pictures: int) -> tuple[str, ...]:
         """What pictures are scored by: what can be had here, and is not derived from other scores (see curves)."""
         names = dict.fromkeys(self.scored or (*self.metrics, *self.beside))
         known = METRICS[scale] + LIKENESS[scale]
-        return tuple(name for name in names if name in known and (name != "diversity" or pictures > 1))
+        return tuple(name for name in names if name in known and (name not in WITHIN_PROMPTS or pictures > 1))
+
+    @property
+    def timed(self) -> bool:
+        """Whether it says what sampling costs."""
+        return bool(set(COSTS) & {*self.metrics, *self.beside})
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from fsalign_lib.rollout import seeded_noise
 from fsalign_lib.trio import Trio, build_trio
 from runs import Losses, Run, check, divides, load_model, parse_training
 from sampling import Reward, round_rows
+from train_offline import KEPT_PROMPTS
 
 STUDENT, ASSISTANT = 0, 1  # of the run's two learners
 
@@ -50,7 +51,7 @@ class Setup:
     trio: Trio
     reward: Reward | None
     prompts: list[str]
-    cond: Cond  # len(prompts)
+    cond: Cond | None  # len(prompts); None: there are too many to be kept
     kernel: Kernel  # of the student
     run: Run
     average: Average
@@ -107,7 +108,8 @@ def prepare(
     run.keep(average)
     if isinstance(reward, torch.nn.Module):
         reward.to(teacher.device)
-    return Setup(config, trio, reward, prompts, trio.student.encode_prompts(prompts), kernel, run, average)
+    cond = trio.student.encode_prompts(prompts) if len(set(prompts)) <= KEPT_PROMPTS else None
+    return Setup(config, trio, reward, prompts, cond, kernel, run, average)
 
 
 def draw_sigma(config: DistillConfig, model: LatentModel, number: int, first: int, last: int) -> Tensor:
@@ -143,23 +145,34 @@ class Samples:
 
 
 def samples(setup: Setup, batch: Batch, rows: Tensor) -> Samples:
-    """One network call of the student. Noise depends on (seed, batch, prompt, place) alone."""
-    c, model, kernel = setup.config, setup.model, setup.kernel
+    """Of the rows of a batch. Noise depends on (seed, batch, prompt, place) alone."""
+    c, model = setup.config, setup.model
     chosen = batch.prompts[rows]
     # A prompt that comes twice in a batch must not get the same noise twice, so the place counts.
     ids = rows * len(setup.prompts) + chosen
     z, eps = seeded_noise(c.seed, batch.number, ids, model.latent_shape, 2).to(model.device).unbind(1)
-    cond = setup.cond[chosen]
-    x0 = model.predict_x0(kernel.model_input(kernel.initial(z), 0), int(kernel.timesteps[0]), cond)
-    sigma = batch.sigma[rows].to(model.device)
     names = [setup.prompts[i] for i in chosen]
-    return Samples(names, cond, x0, x0 + sigma.to(x0.dtype).view(-1, 1, 1, 1) * eps, sigma)
+    with torch.no_grad():
+        cond = model.text.encode(names) if setup.cond is None else setup.cond[chosen]
+    return generate(setup, names, cond, z, eps, batch.sigma[rows].to(model.device))
+
+
+def generate(setup: Setup, prompts: list[str], cond: Cond, z: Tensor, eps: Tensor, sigma: Tensor) -> Samples:
+    """One network call of the student on z, noised by sigma eps."""
+    kernel = setup.kernel
+    x0 = setup.model.predict_x0(kernel.model_input(kernel.initial(z), 0), int(kernel.timesteps[0]), cond)
+    return Samples(prompts, cond, x0, x0 + sigma.to(x0.dtype).view(-1, 1, 1, 1) * eps, sigma)
 
 
 def assistant_part(setup: Setup, batch: Batch, rows: Tensor) -> Losses:
-    """DI++ Alg. 1, the assistant's denoising loss on some rows."""
+    """The assistant's loss on some rows."""
     with torch.no_grad():
         some = samples(setup, batch, rows)
+    return follow(setup, some)
+
+
+def follow(setup: Setup, some: Samples) -> Losses:
+    """DI++ Alg. 1, the assistant's denoising loss."""
     denoised = denoise(setup.trio.assistant, some.x, some.sigma, some.cond)
     weight = ASSISTANT_WEIGHTS[setup.config.assistant_weighting](some.sigma)
     return assistant_loss(denoised, some.x0, weight, setup.config.reduction), {}
@@ -181,20 +194,24 @@ def reference(setup: Setup, some: Samples, x: Tensor) -> tuple[Tensor, Tensor | 
 
 
 def student_part(setup: Setup, batch: Batch, rows: Tensor) -> Losses:
-    """The method's loss on some rows, and what is worth watching."""
+    """The student's loss on some rows, and what is worth watching."""
+    return match(setup, samples(setup, batch, rows), batch.number)
+
+
+def match(setup: Setup, some: Samples, number: int) -> Losses:
+    """The method's loss; `number` is the batch's, for messages."""
     c = setup.config
-    some = samples(setup, batch, rows)
     through = c.method in THROUGH_INPUTS
     x = some.x if through else some.x.detach()
     with torch.set_grad_enabled(through):
         assistant = denoise(setup.trio.assistant, x, some.sigma, some.cond)
         teacher, unconditional = reference(setup, some, x)
-    check_finite("the teacher's prediction", teacher, some.prompts, c.seed, batch.number)
+    check_finite("the teacher's prediction", teacher, some.prompts, c.seed, number)
     reward = None
     if setup.reward is not None and c.reward_scale:
         pictures = setup.model.decode(some.x0, c.through_clamp)
         reward = setup.reward(pictures, some.prompts).float()
-        check_finite(f"reward {c.reward}", reward, some.prompts, c.seed, batch.number)
+        check_finite(f"reward {c.reward}", reward, some.prompts, c.seed, number)
     data = Matched(some.x0, some.x, some.sigma.to(some.x.dtype), assistant, teacher, unconditional, reward)
     return distillation.DISTILL[c.method](data, c)
 

@@ -8,6 +8,8 @@ import diffusers
 import pytest
 import torch
 import transformers
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import nn
 
 from fsalign_lib import models, presets
@@ -151,12 +153,17 @@ def test_distribution_matching_trains_a_lora_and_leaves_the_teacher(parts, small
     assert kept == {"dmd-lora-regression", "dmd-lora", "teacher-paths"}, "the student's states are others"
 
 
-def test_the_file_of_a_lora_is_the_lora(parts, tmp_path):
-    unet = parts[0]
+def some_lora(unet):
     adapted = networks.with_lora(unet)
     for name, p in adapted.named_parameters():
         if "lora_" in name:
             p.data = 0.1 * torch.randn_like(p)
+    return adapted
+
+
+def test_the_file_of_a_lora_is_the_lora(parts, tmp_path):
+    torch.manual_seed(0)
+    unet, adapted = parts[0], some_lora(parts[0])
     build.save_lora(adapted, tmp_path)
     x, t, cond = torch.randn(2, 4, 8, 8), torch.tensor([999, 99]), torch.randn(2, 5, 16)
     with torch.no_grad():
@@ -165,6 +172,25 @@ def test_the_file_of_a_lora_is_the_lora(parts, tmp_path):
         found = unet(x, t, cond).sample
     torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
     assert (found - before).abs().max() > 0.1
+
+
+def test_a_lora_with_an_alpha_as_lcm_loras_are_published_is_scaled_by_it(parts, tmp_path):
+    """The keys of LCM-LoRA's files: lora_unet_<layer>.lora_down.weight, .lora_up.weight, .alpha."""
+    unet, adapted = parts[0], some_lora(parts[0])
+    tensors, names = {}, {"lora_A": "lora_down", "lora_B": "lora_up"}
+    for key, tensor in get_peft_model_state_dict(adapted).items():
+        layer, side, _ = key.rsplit(".", 2)
+        prefix = f"lora_unet_{layer.replace('.', '_')}"
+        tensors[f"{prefix}.{names[side]}.weight"] = tensor.contiguous()
+        tensors[f"{prefix}.alpha"] = torch.tensor(networks.LORA_RANK / 4)
+    save_file(tensors, tmp_path / LORA_FILE)
+    before = {name: p.clone() for name, p in unet.named_parameters()}
+    models.merge_lora(unet, tmp_path / LORA_FILE)
+    adapted.fuse_lora()
+    adapted.unload_lora()
+    for name, p in adapted.named_parameters():
+        expected = (p - before[name]) / 4
+        torch.testing.assert_close(unet.get_parameter(name) - before[name], expected, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["pocket-lcm", "pocket-dmd-lora"])

@@ -487,3 +487,15 @@ def test_a_run_leaves_its_result(make):
     result = json.loads((setup.config.out / "result.json").read_text())
     assert len(result["history"]) == 2
     assert {"loss", "gradient", "gap", "reward", "assistant_loss", "assistant_gradient"} <= result["history"][0].keys()
+
+
+def test_of_too_many_prompts_each_batch_is_encoded(make, monkeypatch):
+    """DI*'s three million prompts would be a terabyte of embeddings."""
+    kept = make(out="kept")
+    monkeypatch.setattr(train_distill, "KEPT_PROMPTS", len(tiny.PROMPTS) - 1)
+    encoded = make(out="encoded")
+    assert encoded.cond is None and kept.cond is not None
+    drawn = [train_distill.samples(setup, train_distill.batch(setup, 0, STUDENT), ROWS) for setup in (kept, encoded)]
+    assert drawn[0].prompts == drawn[1].prompts
+    torch.testing.assert_close(drawn[0].x0, drawn[1].x0)
+    torch.testing.assert_close(drawn[0].cond, drawn[1].cond)

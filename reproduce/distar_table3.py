@@ -1,0 +1,96 @@
+"""DI* Table 3: HPS by category of prompt.
+
+python reproduce/distar_table3.py                  # everything; finished runs are skipped, stopped ones go on
+python reproduce/distar_table3.py --dry-run        # rows, recipes with their sources, claims
+python reproduce/distar_table3.py --smoke --out runs/smoke
+
+At full scale the score is HPSv2.1 and the categories are those of HPDv2's benchmark; at pocket scale they are the kinds
+of the caption grammar. A category is a metric that says nothing of other prompts. Training runs are shared with
+distar_table1.py, distar_table2.py and distar_pareto.py (see distar_rows.py).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import distar_rows
+from data import data_folder, read_prompts
+from fsalign_lib.pocket.captions import parse
+from measure import mean
+from table_command import command
+from tables import Prompts, Table, World
+
+# category -> (title, decimals)
+FULL = {
+    "anime": ("Animation", 2),
+    "concept-art": ("Concept-art", 2),
+    "paintings": ("Painting", 2),
+    "photo": ("Photo", 2),
+}
+POCKET = {
+    "animal": ("one animal", 2),
+    "color": ("colour", 2),
+    "count": ("count", 2),
+    "composition": ("composition", 2),
+    "place": ("location", 2),
+}
+
+
+@functools.cache
+def benchmark() -> dict[str, str]:
+    """HPDv2's prompts -> their categories, where they are at hand."""
+    if data_folder() is None:
+        return {}
+    return {prompt: name for name in FULL for prompt in read_prompts(f"hpdv2-{name}")}
+
+
+def category(prompt: str, known: dict[str, str]) -> str:
+    """That of HPDv2, or the kind of the pocket world; a number of animals at a place is a count."""
+    return known.get(prompt) or parse(prompt).kind.removesuffix("+place")
+
+
+def by_category(runs: list[dict], prompts: dict[str, list[str]]) -> None:
+    """Give each cell HPS by category, and over all as "average"."""
+    for run in runs:
+        for cell, found in run["cells"].items():
+            named = prompts[cell.rpartition("-")[0]]
+            scores = found["scores"]
+            known = benchmark() if "hps-2.1" in scores else {}
+            hps = scores.get("hps-2.1", scores.get("hps"))
+            kinds = [category(prompt, known) for prompt in named]
+            more = {"average": hps}
+            for name in dict.fromkeys(kinds):
+                more[name] = [row if kind == name else [None] * len(row) for row, kind in zip(hps, kinds, strict=True)]
+            found["scores"] = scores | more
+            found["means"] = found["means"] | {name: mean(rows) for name, rows in more.items()}
+
+
+TABLE = Table(
+    name="distar_table3",
+    title="DI* Table 3: human preference scores by category",
+    rows=distar_rows.rows("teacher")
+    | distar_rows.ELSEWHERE
+    | distar_rows.rows("base", "diff-instruct", "sim", "dipp", "distar", "distar-long"),
+    prompts={"benchmark": Prompts("HPDv2's benchmark", "test-pickapic", "hpdv2")},
+    steps=(1,),
+    metrics=FULL | POCKET | {"average": ("Average", 2)},
+    scales=dict.fromkeys(FULL, "full") | dict.fromkeys(POCKET, "pocket"),
+    beside={},
+    scored=("hps", "hps-2.1"),
+    models=distar_rows.MODELS,
+    teachers=distar_rows.TEACHERS,
+    equal_budgets=(),
+    pool=distar_rows.POOL,
+    derive=by_category,
+    note="100 times HPS's cosine. The text of the paper that is at hand keeps five cells of the table: four of the row "
+    "of longer training, and FLUX's photos. Categories of the pocket world are the kinds of its captions; which of the "
+    "paper's they stand for is nobody's to say, so the claims are on the average alone.",
+)
+SMOKE = World(pictures=2, prompts=4, settings=dict.fromkeys(distar_rows.METHODS, distar_rows.SMOKE))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    command(TABLE, SMOKE, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()
