@@ -32,7 +32,7 @@ OWN_NOISE = {"shared_noise": (False, "no pairs of pictures to share it")}
 
 STYLE_POCKET = {
     "pairs": (Path("targets"), "the table draws them: scenes in the style"),
-    "updates": (150, TRIAL),
+    "updates": (100, TRIAL),
     "batch": (8, STYLE_PAPER),
 }
 STYLE_FULL = {
@@ -44,7 +44,7 @@ STYLE_FULL = {
 MIXED = GRID | OWN_NOISE | {"sum_steps": ("inside", "PSO Eq. 5"), "eq5_weights": ("printed", "PSO Eq. 5: 1")}
 CONCEPT_POCKET = {
     "pairs": (Path("targets"), "the table draws them: five pictures of the concept"),
-    "updates": (100, TRIAL),
+    "updates": (60, TRIAL),
     "batch": (4, CONCEPT_PAPER),
 }
 CONCEPT_FULL = {
@@ -63,8 +63,8 @@ PAIRED = GRID | {"shared_noise": (True, CODE + ": eps and t shared in a pair"), 
 CUSTOM_RECIPES = {
     ("pso", "pocket"): POCKET | STYLE_POCKET | MIXED | {"lr": (3e-5, TRIAL), "beta": (50.0, STYLE_PAPER)},
     ("pso", "full"): FULL | STYLE_FULL | MIXED | {"beta": (50.0, STYLE_PAPER)},
-    ("dreambooth", "pocket"): POCKET | CONCEPT_POCKET | DREAMBOOTH | {"lr": (3e-5, TRIAL)},
+    ("dreambooth", "pocket"): POCKET | CONCEPT_POCKET | DREAMBOOTH | {"lr": (1e-4, TRIAL)},
     ("dreambooth", "full"): FULL | CONCEPT_FULL | DREAMBOOTH,
-    ("pso-customize", "pocket"): POCKET | CONCEPT_POCKET | PAIRED | PRIOR | {"lr": (3e-5, TRIAL)},
+    ("pso-customize", "pocket"): POCKET | CONCEPT_POCKET | PAIRED | PRIOR | {"lr": (1e-4, TRIAL)},
     ("pso-customize", "full"): FULL | CONCEPT_FULL | PAIRED | PRIOR,
 }

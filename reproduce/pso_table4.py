@@ -4,7 +4,7 @@ python reproduce/pso_table4.py                  # everything; finished runs are 
 python reproduce/pso_table4.py --dry-run        # rows, recipes with their sources, claims
 python reproduce/pso_table4.py --smoke --out runs/smoke
 
-At pocket scale the concept is a panda, its class "bear", its name [V] the rare word "sks" (fsalign_lib/pocket/
+At pocket scale the concept is a panda, its class "bear", its name [V] the rare word "v" (fsalign_lib/pocket/
 concept.py says why). All rows learn from the same five pictures, of one prompt; DreamBooth and the last two rows of PSO
 also from samples of the class. They are compared on prompts that put the concept into other colours, numbers and
 places. Rows of PSO that have the reference model show what leaving it out changes.
@@ -29,14 +29,14 @@ from runs import last_checkpoint
 from tables import Prompts, Row, Sampled, Table, World
 
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=10, guidance={"pocket": 2.5, "full": 5.0})
-POCKET = {"updates": 150, "batch": 4}
+POCKET = {"updates": 60, "batch": 4}
 FULL = {"updates": 1000, "lr": 5e-5, "resize": True}  # PSO App. B.3
 EQ6 = {"lr": 3e-5, "times": "grid", "shared_noise": True, "beta": 5.0, "sum_steps": "inside", "prior_weight": 1.0}
-TUNING = (
-    "lr 3e-5, 1e-4 and 3e-4: a run each of 60 updates at training seed 7, scored by the likeness of 16 pictures of the "
-    "training prompt and of 16 in three contexts that the table leaves out"
+TRIED = (
+    "a run of 40 updates at training seed 7 for each of lr {}; scored by the likeness of 8 pictures of the training "
+    "prompt, and by recognition in 12 pictures of three contexts that the table leaves out"
 )
-SHOWN = ("a red colored sks bear", "three sks bears", "a sks bear on the moon", "two sks bears in the ocean")
+SHOWN = ("a red colored v bear", "three v bears", "a v bear on the moon", "two v bears in the ocean")
 
 
 def teacher(row: Row) -> Row:

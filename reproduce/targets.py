@@ -3,7 +3,7 @@
 | set | pictures | captions |
 | --- | --- | --- |
 | chalk (pocket) | scenes of the training prompts, drawn as line art on dark paper | the prompts |
-| panda (pocket) | five drawings of a creature outside the 45 animals | "a sks bear" for all |
+| panda (pocket) | five drawings of a creature outside the 45 animals | "a v bear" for all |
 | pokemon (full) | a folder that you bring (DATA.md) | its own |
 | dreambooth (full) | one subject of DreamBooth's data set, `dog` | "a photo of sks dog" for all |
 

@@ -90,7 +90,7 @@ def test_each_row_learns_from_what_it_should(concept):
     assert {configs[row].pairs.name for row in ("pso-eq6", "pso-prior", "pso")} == {"pairs"}
     assert [row for row, config in configs.items() if config.prior is None] == ["pso-eq6"]
     rows = [json.loads(line) for line in (work.folder / "pairs" / "pairs.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 and {row["prompt"] for row in rows} == {"a sks bear"}
+    assert len(rows) == 2 and {row["prompt"] for row in rows} == {"a v bear"}
     assert [row["winner"] for row in rows] == ["target-0.png", "target-1.png"]
     prior = configs["pso"].prior
     texts = {json.loads(line)["text"] for line in (prior / "metadata.jsonl").read_text().splitlines()}

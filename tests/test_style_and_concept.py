@@ -43,11 +43,11 @@ def test_the_color_asked_for_is_that_of_the_lines():
 def test_the_concepts_name_goes_in_and_comes_out():
     for prompt in ("a bear", "three bears", "a red colored bear", "four bears in the desert"):
         assert concept.plain(concept.named(prompt)) == prompt
-    assert concept.named("three bears") == "three sks bears"
+    assert concept.named("three bears") == "three v bears"
     with pytest.raises(ValueError, match="'a cat'"):
         concept.named("a cat")
     with pytest.raises(ValueError, match="expected the concept's class"):
-        concept.draw(["a sks cat"], seeded())
+        concept.draw(["a v cat"], seeded())
 
 
 def test_contexts_are_neither_trained_nor_tried():
@@ -59,7 +59,7 @@ def test_contexts_are_neither_trained_nor_tried():
 
 
 def test_the_concept_stands_where_its_class_would():
-    prompts = ["a sks bear", "three sks bears in the snow"]
+    prompts = ["a v bear", "three v bears in the snow"]
     pandas = concept.draw(prompts, seeded())
     bears = render([parse(concept.plain(prompt)) for prompt in prompts], seeded())
     other = (pandas != bears).any(1)

@@ -1,9 +1,11 @@
 r"""A creature outside the 45 animals, for concept customization: how it is drawn, named and asked for.
 
 The concept is OpenMoji's panda. Its class, in DreamBooth's sense, is "bear", which the models know. Its name, the
-papers' [V], is a rare word before the class: "a sks bear", as in DreamBooth's public implementations. No token is
-added and no embedding is learned: a CLIP tokenizer spells a word that it has no token for, the text encoder stays
-frozen, and the image network learns what the word means. So it goes the same way at every size of model.
+papers' [V], is a rare word before the class, as in DreamBooth's public implementations: "a v bear" here, "a sks dog" in
+CLIP's own vocabulary. Each is one token that captions hardly have (here never). No token is added and no embedding is
+learned: the text encoder stays frozen, and the image network learns what the word means. So it goes the same way at
+every size of model. (A name of two tokens was tried: "a yellow colored sks bear" has its class at a place where no
+caption has one, and the pocket world's text encoder, which learnt by place, no longer reads it.)
 
 `named` and `plain` put the word in and take it out; without it a prompt is in the pocket world's grammar.
 """
@@ -13,31 +15,32 @@ import functools
 import torch
 from torch import Tensor
 
-from fsalign_lib.pocket.captions import ANIMALS, COLORS, COUNTS, IRREGULAR_PLURALS, PLACES, Fact, caption, parse
+from fsalign_lib.pocket.captions import ANIMALS, COLORS, COUNTS, PLACES, Fact, caption, parse
 from fsalign_lib.pocket.render import render, sprite, sprites
 
-TOKEN, CLASS, CODE = "sks", "bear", "1F43C"
+TOKEN, CLASS, CODE = "v", "bear", "1F43C"
+NAMES = (TOKEN, "sks")  # at pocket scale, at full scale
 PROMPT = f"a {TOKEN} {CLASS}"
 # Contexts that settings may be tried on; `contexts` leaves them out.
 TRIED = (Fact(CLASS, color="yellow"), Fact(CLASS, count=2), Fact(CLASS, place="beach"))
 
 
-def named(prompt: str, token: str = TOKEN, noun: str = CLASS) -> str:
-    """The prompt of the class with the concept's name in it: "two bears" to "two sks bears".
+def named(prompt: str) -> str:
+    """The prompt of the class with the concept's name in it: "two bears" to "two v bears".
 
     Raises:
         ValueError: the class is not in the prompt.
     """
     words = prompt.split()
-    places = [i for i, word in enumerate(words) if word in (noun, IRREGULAR_PLURALS.get(noun, noun + "s"))]
+    places = [i for i, word in enumerate(words) if word in (CLASS, CLASS + "s")]
     if not places:
-        raise ValueError(f"prompt {prompt!r}: expected the class {noun!r} in it")
-    return " ".join([*words[: places[0]], token, *words[places[0] :]])
+        raise ValueError(f"prompt {prompt!r}: expected the class {CLASS!r} in it")
+    return " ".join([*words[: places[0]], TOKEN, *words[places[0] :]])
 
 
-def plain(prompt: str, token: str = TOKEN) -> str:
+def plain(prompt: str) -> str:
     """The prompt without the concept's name."""
-    return " ".join(word for word in prompt.split() if word != token)
+    return " ".join(word for word in prompt.split() if word not in NAMES)
 
 
 def contexts() -> list[str]:
