@@ -6,7 +6,8 @@
 #   make format              let ruff format and fix
 #   make image-reward        the package that is never resolved by pip; CONTRIBUTING.md says why
 #   make clean               remove .venv and the caches (not build/ and runs/: they hold hours of training)
-# ARGS="..." is passed on to the demo, or to pytest: make test ARGS="-k kernels"
+# ARGS="..." is passed on to the demo, or to pytest: make test ARGS="-k kernels". The tests run in two processes of one
+# thread each (two of two threads on two cores are far slower); with more cores: make test ARGS="-n 8".
 # A CPU-only torch on Linux: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
 
 PYTHON ?= python3.11 python3 python
@@ -23,8 +24,8 @@ demo: $(installed)
 	$(python) reproduce/demo.py $(ARGS)
 
 test: lint
-	$(python) -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=300 \
-	  --nbval-sanitize-with=tests/nbval.cfg $(ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest tests notebooks -n 2 --dist loadfile --nbval --nbval-current-env \
+	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg $(ARGS)
 
 lint: $(installed)
 	$(python) -m ruff format --check .

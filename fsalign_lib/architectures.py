@@ -5,12 +5,14 @@ transformers. `SOURCES` says where each was read: in public copies of the files,
 Loading a model reads the configuration that lies beside its weights, and nothing from here.
 """
 
+from collections.abc import Sequence
+
 import diffusers
 import torch
 import transformers
 from torch import nn
 
-from fsalign_lib.conditioning import ClipText, T5Text, TwoClipText
+from fsalign_lib.conditioning import ClipText, Conditioning, T5Text, TwoClipText
 from fsalign_lib.latent import LatentModel, vae_factor
 from fsalign_lib.presets import PRESETS
 from fsalign_lib.rewards.aesthetic import AestheticReward, published_mlp
@@ -177,6 +179,15 @@ class MetaTokenizer:
         return transformers.BatchEncoding({"input_ids": ids, "attention_mask": ids})
 
 
+class MetaT5Text(T5Text):
+    """What T5 gives, without calling it: it would look into the mask, where a meta tensor has no values."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        mask = self.tokenizer(list(prompts)).attention_mask
+        width, dtype = self.encoder.config.d_model, self.encoder.dtype
+        return Conditioning(torch.empty(*mask.shape, width, dtype=dtype, device="meta"), {"mask": mask})
+
+
 def meta_model(name: str, dtype: torch.dtype = torch.float32) -> LatentModel:
     """A published model at its full size, without memory for its weights: only shapes come out of it.
 
@@ -201,7 +212,7 @@ def meta_model(name: str, dtype: torch.dtype = torch.float32) -> LatentModel:
     if two:
         text = TwoClipText(tuple(encoders), (words, words), size)
     else:
-        text = (T5Text if name == "pixart-alpha" else ClipText)(encoders[0], words)
+        text = (MetaT5Text if name == "pixart-alpha" else ClipText)(encoders[0], words)
     config = SCHEDULERS.get(name, SDXL_SCHEDULER) | preset.scheduler
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     return LatentModel(name, unet, vae, text, scheduler, preset, size)

@@ -104,7 +104,7 @@ def cost(training: dict | None, number: int) -> dict[str, float]:
         return {"samples": 0, "queries": 0, "hours": 0.0}
     history = training["history"]
     return {
-        "samples": 2 * training["config"]["batch" if "updates" in training["config"] else "pairs"] * number,
+        "samples": 2 * training["config"]["pairs" if "rounds" in training["config"] else "batch"] * number,
         "queries": round(sum(record.get("queries", 0) for record in history[:number])),
         "hours": hours(training) * number / len(history),
     }

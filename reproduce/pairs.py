@@ -100,7 +100,7 @@ def read_latents(
         resize: fit pictures of other sizes (see `latents.fit`), where they are an error otherwise.
         spare: where latents are kept if nothing can be written to the folder.
     """
-    if (folder / "pairs.jsonl").is_file():
+    if (folder / "pairs.jsonl").is_file() or not folder.is_dir():
         rows = read_rows(folder)
         prompts = [row["prompt"] for row in rows]
         names = {name: None for row in rows for name in (row["winner"], row["loser"])}

@@ -25,7 +25,7 @@ from tables import Prompts, Row, Table, World
 CODE = {"reduction": "mean", "sum_steps": "outside", "beta": 50.0, "clamp": 0.1, "shared_start": False, "steps": 4}
 SHORT = {"rounds": 20, "pairs": 32, "minibatch": 32, "lr": 2e-5}
 FULL = {"rounds": 1000, "pairs": 128, "minibatch": 32, "lr": 1e-5}
-TUNING = "none: lr and rounds are twice and a third of Table 2's, the same in all rows"
+TUNING = "none: twice the lr and a third of the rounds of Table 2, the same in all rows"
 # row -> (title, what differs from the base recipe)
 VARIANTS = {
     "code": ("published code", {}),
@@ -67,6 +67,7 @@ TABLE = Table(
     },
     models={"pocket": "pocket-renoise", "full": "sdxl-dmd2"},
     teachers={},
+    pictures={"pocket": 2, "full": 1},
     against="code",
     watched={
         "drift": ("mean &#124;log-ratio&#124;", 4),

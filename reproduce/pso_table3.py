@@ -18,7 +18,7 @@ from tables import Row, Sampled
 
 LORA = {"pocket": "pocket-lcm", "full": "sdxl-lcm-lora"}
 RANK = {"rank": 32}  # PSO App. B.1, at full scale
-TUNING = "none: lr, updates and batch are those of Tables 1 and 2"
+TUNING = pso_table1.TUNING
 
 TABLE = replace(
     pso_table1.TABLE,

@@ -290,7 +290,7 @@ def distill_costs(table: Table, result: dict | None) -> str:
         if made:
             cost = made[0]["cost"]  # the same for each seed
             calls = (cost["forward"] / cost["updates"], cost["backward"] / cost["updates"])
-            minutes = statistics.mean(one["wall_seconds"] for one in made) / 60
+            minutes = statistics.mean(map(core_seconds, made)) / 60
             size = max(one["peak_memory_mb"] for one in made) / 1024
             values = [
                 f"{cost['updates']} x {cost['batch']}",
@@ -303,8 +303,8 @@ def distill_costs(table: Table, result: dict | None) -> str:
     header = ["row", "updates x batch", "network calls an update", "reward queries", "training, min", "memory"]
     note = (
         "Of one run. A network call is one sample through one network, forward + backward, the assistant's updates "
-        "and its warm-up counted in. Minutes are the mean over training seeds, of the wall clock; memory is the peak "
-        "of the process."
+        "and its warm-up counted in. Minutes are core minutes on a CPU, the mean over training seeds; memory is the "
+        "peak of the process."
     )
     return f"## What it took\n\n{lines(header, body)}\n\n{note}"
 

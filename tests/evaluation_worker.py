@@ -42,10 +42,8 @@ def pictures(out):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
 
 
-def work(folder, prompts, out, environment, kill_at=None):
+def work(folder, prompts, out, kill_at):
     """What `accelerate launch` starts; SIGKILL before the chunk numbered `kill_at` gets its name."""
-    os.environ.update(environment)
-    torch.set_num_threads(1)
     replace, done = os.replace, []
 
     def counted(source, target):

@@ -22,7 +22,7 @@ import pickapic
 import table_text
 import tiny
 from data import SETS, read_pictures, read_prompts
-from fsalign_lib.pocket import captions
+from fsalign_lib.pocket import captions, concept
 from fsalign_lib.twins import save_twin
 
 
@@ -123,7 +123,7 @@ def test_counts_and_seeds():
 def test_pocket_sets_and_animals_need_no_file(monkeypatch):
     monkeypatch.delenv("FSALIGN_DATA", raising=False)
     for name in data.POCKET:
-        assert read_prompts(name) == captions.prompts(name)
+        assert read_prompts(name) == (concept.contexts() if name == "concept" else captions.prompts(name))
     animals = read_prompts("sdpo-animals")
     assert len(set(animals)) == 45 and {captions.parse(a).animal for a in animals} == set(captions.ANIMALS)
     kinds = [captions.parse(p).kind for p in read_prompts("sdpo-unseen")]

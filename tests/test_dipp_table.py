@@ -17,7 +17,7 @@ import tiny
 import train_distill
 from common import plain
 from dipp_table1 import TABLE
-from fsalign_lib import edm, models
+from fsalign_lib import architectures, edm, models
 from fsalign_lib.pocket import one_step, report
 from fsalign_lib.pocket.networks import load_classifier
 from fsalign_lib.pocket.weights import WEIGHTS
@@ -199,3 +199,12 @@ def test_an_unfinished_run_is_no_generator(tmp_path):
     with pytest.raises(FileNotFoundError, match="finish the run"):
         one_step.run(one_step.OneStep(run=tmp_path, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_pixart_can_be_planned_without_values():
+    """T5 itself looks into the mask of its padding, where a meta tensor has nothing."""
+    model = architectures.meta_model("pixart-alpha")
+    cond = model.encode_prompts(["a cat", "a dog"])
+    assert cond.text.shape == (2, 120, 4096) and cond.extra["mask"].shape == (2, 120)
+    x = torch.empty(2, *model.latent_shape, device="meta")
+    assert model.predict_eps(x, torch.tensor([5, 7], device="meta"), cond).shape == x.shape

@@ -1,11 +1,8 @@
 """An evaluation is the same for any number of processes, and goes on where it was killed."""
 
 import json
-import multiprocessing
 import os
 import random
-import socket
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +11,7 @@ import evaluation_worker as worker
 import measure
 import tiny
 from fsalign_lib import models
-
-HERE = Path(__file__).parent
+from launched import launch
 
 
 @pytest.fixture(scope="module")
@@ -111,49 +107,26 @@ def test_going_on_with_other_settings_is_refused(folder, prompts, model, tmp_pat
         evaluate.prepare(worker.config(folder, less, out), model, worker.metrics())
 
 
-# Real processes: one server imports everything once, the processes are forked from it.
+# Real processes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def start(folder, prompts):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (HERE, HERE.parent / "reproduce", HERE.parent))))
-    patch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evaluation_worker"])
-
-    def run(out, number, kill_at=(None, None)):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        started = []
-        for rank in range(number):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "MASTER_PORT": port}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": number}
-            environment = {name: str(value) for name, value in environment.items()} if number > 1 else {}
-            started.append(context.Process(target=worker.work, args=(folder, prompts, out, environment, kill_at[rank])))
-            started[-1].start()
-        for process in started:
-            process.join(240)
-            assert process.exitcode is not None, "it hangs"
-        return [process.exitcode for process in started]
-
-    yield run
-    patch.undo()
+    return lambda out, *kill_at: launch(worker.work, [(folder, prompts, out, at) for at in kill_at])
 
 
 def test_two_processes_give_what_one_gives(start, whole, tmp_path):
     out = tmp_path / "evaluation.json"
-    assert start(out, 2) == [0, 0]
+    assert start(out, None, None) == [0, 0]
     assert json.loads(out.read_text())["processes"] == 2
     assert worker.results(out) == worker.results(whole) and worker.pictures(out) == worker.pictures(whole)
 
 
 def test_killed_with_two_processes_it_goes_on_with_one(start, whole, tmp_path):
     out = tmp_path / "evaluation.json"
-    assert start(out, 1, (2,)) == [-9]
-    assert start(out, 2, (1, 0)) == [-9, -9]
+    assert start(out, 2) == [-9]
+    assert start(out, 1, 0) == [-9, -9]
     assert not out.exists()
     assert len(list(evaluate.parts_folder(out).glob("*/*.safetensors"))) == 3
-    assert start(out, 1) == [0]
+    assert start(out, None) == [0]
     assert worker.results(out) == worker.results(whole) and worker.pictures(out) == worker.pictures(whole)

@@ -13,6 +13,7 @@ from huggingface_hub.cli import hf
 
 from fsalign_lib import hub, models, presets, twins
 from fsalign_lib.hub import REVISIONS, Hub
+from fsalign_lib.image_encoder import DINO
 from fsalign_lib.presets import DMD2, FP16_VAE, PRESETS, SDXL
 from fsalign_lib.rewards import full, load_reward
 from published import NAMES, WEIGHTS
@@ -219,7 +220,7 @@ def test_every_source_is_pinned():
         for source in (preset.pipeline, preset.network, preset.vae, preset.lora)
         if isinstance(source, str)
     }
-    named |= {full.CLIP_H, full.PICKSCORE_V1, full.HPS_V2, full.IMAGE_REWARD_V1, full.BERT, full.CLIP_L}
+    named |= {full.CLIP_H, full.PICKSCORE_V1, full.HPS_V2, full.IMAGE_REWARD_V1, full.BERT, full.CLIP_L, DINO}
     assert named == REVISIONS.keys()
     assert all(len(commit) == 40 and set(commit) <= set("0123456789abcdef") for commit in REVISIONS.values())
 

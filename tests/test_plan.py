@@ -282,7 +282,7 @@ def test_what_does_not_fit_says_what_it_would_need():
 @pytest.mark.parametrize(
     "args,message",
     [
-        (["pso_table9"], "error: unknown table 'pso_table9': choose from pso_table2, sdpo_ablations"),
+        (["pso_table9"], "error: unknown table 'pso_table9': choose from dipp_table1, distar_pareto"),
         (["pso_table2", "--gpu", "H1000"], "error: unknown GPU 'H1000': choose from V100, A100-40"),
         (["pso_table2", "--row", "best"], "error: unknown row 'best' of pso_table2: choose from offline, online"),
         (["pso_table2", "--row", "base"], "error: row 'base' of pso_table2 is the model as it is, and takes no"),

@@ -1,26 +1,21 @@
 """Two processes train as one does; a training that is killed again and again ends as one that was left in peace."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import kill_and_resume
 import pairs as pair_files
 import runs
 import tiny
 import train_distill
 import train_offline
 import train_online
+import training_worker as worker
 from checkpoints import last_checkpoint
-
-ROOT = Path(__file__).parents[1]
-SHARDED = Path(__file__).with_name("sharded_worker.py")
+from launched import launch
 
 
 @pytest.fixture(scope="module")
@@ -66,44 +61,11 @@ def commands(world, out):
 KINDS = ["online", "sdpo", "distill-full", "distill-lora", "offline"]
 
 
-def two_processes(script, *argv):
-    """Run a script as `accelerate launch --cpu --num_processes 2` would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "reproduce"), str(ROOT / "tests")])
-    shared = os.environ | {"PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, "-c", script, *argv] if "\n" in script else [sys.executable, script, *argv]
-    started = [
-        subprocess.Popen(
-            command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        told = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, told[-3000:]
-
-
-# The end of a run ends the process group, so the first ones are not run to their end.
-BOTH = """
-import json, sys, runs, train_distill, train_online, train_offline
-*online, copies, adapters, offline = json.loads(sys.argv[1])
-for argv in (copies, adapters):
-    config = runs.parse_training(train_distill.DistillConfig, "distar", None)(argv)
-    list(train_distill.train(train_distill.prepare(config)))
-for argv in online:
-    config = runs.parse_training(train_online.OnlineConfig, "pso-online", None)(argv)
-    list(train_online.train(train_online.prepare(config)))
-train_offline.main(offline)
-"""
-
-
 @pytest.fixture(scope="module")
 def by_two(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
-    two_processes(BOTH, json.dumps(commands(world, out)))
+    *online, copies, adapters, offline = commands(world, out)
+    assert launch(worker.each_loop, [(online, [copies, adapters], offline)] * 2) == [0, 0]
     return out
 
 
@@ -133,7 +95,7 @@ def test_two_processes_train_as_one(world, by_two, tmp_path, kind):
 def test_sharded_tensors_train_are_saved_whole_and_resumed(world, tmp_path):
     """FSDP 2 on two CPU processes, by torch itself: accelerate offers it on GPUs alone."""
     config = commands(world, tmp_path)[-1]
-    two_processes(str(SHARDED), *config, "--save-every", "3")
+    assert launch(worker.sharded, [([*config, "--save-every", "3"],)] * 2) == [0, 0]
     train_offline.main([*config[:-1], str(tmp_path / "one"), "--save-every", "3"])
     one, two = (last_checkpoint(out) for out in (tmp_path / "one", tmp_path / "offline"))
     expected, found = (load_file(folder / "trained.safetensors") for folder in (one, two))
@@ -161,7 +123,6 @@ def test_a_batch_must_divide_among_the_processes(world, tmp_path, monkeypatch, c
 
 def test_killed_again_and_again_the_weights_are_the_same(tmp_path):
     argv = ["--kills", "2", "--updates", "6", "--out", str(tmp_path / "kills.json")]
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), *argv]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=True)
+    assert launch(kill_and_resume.main, [(argv,)]) == [0]
     for found in json.loads((tmp_path / "kills.json").read_text())["loops"].values():
         assert found["kills"] == 2 and all(all(same.values()) for same in found["runs"])

@@ -353,7 +353,7 @@ def test_time_is_compared_at_the_end_of_the_quickest_run():
             for n, v in enumerate(values, 1)
         ]
         training = {"threads": 1, "device": "CPU", "wall_seconds": 500.0 - seconds, "cpu_seconds": seconds}
-        training["config"] = {"pairs": 2}
+        training["config"] = {"rounds": len(values), "pairs": 2}
         training["history"] = [{"queries": 4.0}] * len(values)
         return {"row": row, "seed": 0, "training": training, "cells": points[-1]["cells"], "curve": points}
 
