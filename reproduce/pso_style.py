@@ -37,8 +37,8 @@ POCKET = {"snapshot_every": 20, "updates": 100, "batch": 8, "lr": 3e-5}
 FULL = {"snapshot_every": 600, "updates": 3000, "lr": 1e-5, "resize": True}  # PSO App. B.2
 HALVES = {"halves_every": 5}
 TRIED = (
-    "a run of 40 updates of 8 pictures at training seed 7 for each of lr {}; scored by the distance to the style and by "
-    "recognition on 24 training prompts"
+    "a run of 40 updates of 8 pictures at training seed 7 for each of lr {}; scored by the distance to the style and "
+    "by recognition on 24 training prompts"
 )
 
 
