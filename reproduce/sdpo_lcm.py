@@ -19,8 +19,8 @@ from tables import Prompts, Row, Sheet, Table, World
 METHODS = {"ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange"), "sdpo": ("SDPO", "blue")}
 SHARED = {"reward": "aesthetic", "kernel": "renoise", "steps": 8, "snapshot_every": 4}
 # Own tuning on Aesthetic, three rates a method at seed 100: 3e-3 and 1e-2 for 10 rounds, then 5e-3 for all 32 (SDPO,
-# with seven updates a round to the others' one: 2e-3). The last cost more than one animal in ten at 8 steps, of DDPO
-# and REBEL after 24 rounds, of SDPO after 32: below it stand 3e-3, which kept all for 10 rounds, and sdpo_table1's 1e-3.
+# with seven updates a round to the others' one: 2e-3). The last cost more than one animal in ten at 8 steps, DDPO and
+# REBEL after 24 rounds, SDPO after 32: below it stand 3e-3, which kept all for 10 rounds, and sdpo_table1's 1e-3.
 OWN = {"ddpo": {"lr": 3e-3}, "rebel": {"lr": 3e-3, "shared_start": False}, "sdpo": {"lr": 1e-3}}
 RLCM = {  # the published code's, for Aesthetic
     "lr": 1e-4,
