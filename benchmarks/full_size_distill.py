@@ -4,7 +4,11 @@ python benchmarks/full_size_distill.py                     # three adapters, ran
 python benchmarks/full_size_distill.py --models tiny --device cpu --out build/try.json       # the script's own logic
 
 The question is whether DI* with student, assistant and teacher as adapters on frozen SDXL weights fits a card of 24 GB
-at 1024 px and micro-batch 1. Networks have the published configurations and random weights in bfloat16, the reward
+at 1024 px and micro-batch 1. By plan.py's counts it does with one frozen network, gradient checkpointing (of the
+decoder, too) and AdamW at rank 64: 21.6 GB, where the planner lets tensors take 22.1 of 24; with two it takes 26.4, and
+without checkpointing the decoder even one takes more (26.6). This script measures it.
+
+Networks have the published configurations and random weights in bfloat16, the reward
 (PickScore) float32, as train_distill loads them; nothing is downloaded. Measured for one frozen network that all three
 share (the student starts from the teacher's weights) and for two (it starts from DMD2's): an update of the assistant
 and one of the student, with and without gradient checkpointing. Memory is torch's own peak of allocated bytes, so

@@ -79,9 +79,10 @@ class DistillNetworks:
 
     def _update(self, which: int, checkpointing: bool) -> tuple[Trace, Trace]:
         """Forward and backward, in a batch's first micro-batch and in a later one, the other network frozen."""
-        for network in self.trio.networks():
+        for network in (*self.trio.networks(), self.model.vae):
             network.disable_gradient_checkpointing()
         if checkpointing:
+            self.model.vae.enable_gradient_checkpointing()
             for model in (self.trio.student, self.trio.assistant, self.trio.teacher):
                 model.checkpoint_gradients()
 

@@ -3,6 +3,7 @@
 python reproduce/plan.py pso_table2                                # the papers' scale, on 8 H100
 python reproduce/plan.py pso_table2 --gpu RTX4090 --count 1 --row online
 python reproduce/plan.py pso_table2 --training full --optimizer adamw8bit --json
+python reproduce/plan.py distar_table2 --row distar --model sdxl --training lora --gpu RTX4090 --count 1
 
 Needs no GPU and no weights. Each line gives the largest micro-batch (with the batch of the rollout, in pairs) that fits
 a card, the peak of memory there, and the hours of one run. The settings have the names that train_online.py and
@@ -56,6 +57,9 @@ class PlanConfig:
     count: int = 8
     """GPUs, one process each."""
     scale: Literal["pocket", "full"] = "full"
+    model: str | None = None
+    """Where the rows start; None: where the table says. In distillation the teacher itself: with adapters, student,
+    assistant and teacher then share one frozen network."""
     training: Training | None = None
     """None: the recipe's."""
     optimizer: Literal["adamw", "adamw8bit"] | None = None
@@ -107,6 +111,7 @@ def row_config(config: PlanConfig, table: Table, name: str) -> TrainConfig:
     settings = {"model": models[config.scale]} | row.own(config.scale)
     if row.method in DISTILL:
         config_type, settings = DistillConfig, {"teacher": table.teachers[config.scale]} | settings
+    settings |= {"model": config.model} if config.model else {}
     made = make_config(config_type, row.method, config.scale, **settings)
     if config.optimizer:
         made = replace(made, optimizer=config.optimizer)
@@ -148,6 +153,8 @@ def prepare(config: PlanConfig) -> Plan:
     positive(config, "count", "utilisation", "held")
     if config.utilisation > 1:
         raise ValueError(f"utilisation = {config.utilisation}: expected a share of the peak, at most 1")
+    if config.model and config.model not in PRESETS:
+        raise ValueError(f"unknown model {config.model!r}: choose from {', '.join(PRESETS)}")
     rows = {}
     for name in trained_rows(table, config.row):
         rows[name] = row = row_config(config, table, name)

@@ -135,6 +135,13 @@ def test_the_plan_of_a_table(monkeypatch, capsys, folder):
         assert said in told
 
 
+def test_a_start_may_be_asked_for(capsys):
+    rows = plan.prepare(plan.PlanConfig(table="distar_table2", row=("distar",), model="sdxl", training="lora")).rows
+    assert rows["distar"].model == rows["distar"].teacher == "sdxl", "so that one network is held"
+    with pytest.raises(ValueError, match="unknown model 'sdxxl': choose from pocket-turbo"):
+        plan.prepare(plan.PlanConfig(table="distar_table2", model="sdxxl"))
+
+
 def test_the_memory_benchmark_compares_both_modes(folder, tmp_path, monkeypatch):
     make_config = runs.make_config
     prompts = tmp_path / "prompts.txt"
