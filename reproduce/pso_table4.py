@@ -52,7 +52,7 @@ TABLE = Table(
         "teacher": teacher(
             Row("DreamBooth, teacher", "dreambooth", POCKET | {"lr": 3e-4}, FULL, tuning=TRIED.format("1e-4, 3e-4"))
         ),
-        "dreambooth": Row("DreamBooth, student", "dreambooth", POCKET, FULL, tuning=TRIED.format("3e-5, 1e-4")),
+        "dreambooth": Row("DreamBooth, student", "dreambooth", POCKET, FULL, tuning=TRIED.format("1e-4")),
         "pso-eq6": Row(
             "offline PSO (Eq. 6)",
             "pso-offline",
