@@ -84,13 +84,14 @@ def accelerated(autocast: torch.dtype | None = None, only: Sequence[nn.Module] =
 
     Args:
         only: the networks that autocast is for, as the launcher wraps them; none: all that is called. What they
-            compute again in the backward is cast as it was; nothing else is called there.
+            compute again in the backward, a part at a time, is cast as it was.
 
     Yields:
         what to call when the forward is over: until then autocast keeps its copy of each weight.
     """
     copies: dict[nn.Parameter, Tensor] | None = {}
-    inside = 0 if only else 1  # calls of `only` that are under way
+    inside = 0 if only else 1  # calls of `only` and its parts that are under way
+    parts = [part for network in only for part in network.modules()]
 
     def enter(change: int) -> Callable[..., None]:
         def hook(*_) -> None:
@@ -110,7 +111,7 @@ def accelerated(autocast: torch.dtype | None = None, only: Sequence[nn.Module] =
 
     def casting(function: Callable, dtype: torch.dtype) -> Callable:
         def run(*args, **kwargs):
-            if not inside and copies is not None:
+            if not inside:
                 return function(*args, **kwargs)
             return function(
                 *(cast(value, dtype) for value in args), **{name: cast(value, dtype) for name, value in kwargs.items()}
@@ -131,8 +132,9 @@ def accelerated(autocast: torch.dtype | None = None, only: Sequence[nn.Module] =
         changed |= {name: casting(getattr(F, name), autocast) for name in ("linear", "conv2d")}
         changed |= {name: casting(getattr(F, name), torch.float32) for name in ("group_norm", "layer_norm", "softmax")}
     before = {name: getattr(F, name) for name in changed}
-    hooks = [network.register_forward_pre_hook(enter(1)) for network in only]
-    hooks += [network.register_forward_hook(enter(-1)) for network in only]
+    hooks = [part.register_forward_pre_hook(enter(1)) for part in parts]
+    # always: computing again ends with an exception, at the last tensor that the backward waits for.
+    hooks += [part.register_forward_hook(enter(-1), always_call=True) for part in parts]
     try:
         for name, function in changed.items():
             setattr(F, name, function)

@@ -31,10 +31,10 @@ from tables import Prompts, Row, Sampled, Table, World
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=10, guidance={"pocket": 2.5, "full": 5.0})
 POCKET = {"updates": 60, "batch": 4}
 FULL = {"updates": 1000, "lr": 5e-5, "resize": True}  # PSO App. B.3
-EQ6 = {"lr": 3e-5, "times": "grid", "shared_noise": True, "beta": 5.0, "sum_steps": "inside", "prior_weight": 1.0}
+EQ6 = {"lr": 1e-4, "times": "grid", "shared_noise": True, "beta": 5.0, "sum_steps": "inside", "prior_weight": 1.0}
 TRIED = (
-    "a run of 40 updates at training seed 7 for each of lr {}; scored by the likeness of 8 pictures of the training "
-    "prompt, and by recognition in 12 pictures of three contexts that the table leaves out"
+    "a run of 60 updates at training seed 7 for each of lr {}; the highest sum of the shares of pictures that show the "
+    "concept and that show the context was kept, in 24 pictures of three contexts that the table leaves out"
 )
 SHOWN = ("a red colored v bear", "three v bears", "a v bear on the moon", "two v bears in the ocean")
 
@@ -50,18 +50,28 @@ TABLE = Table(
     rows={
         "base": Row("student, untrained"),
         "teacher": teacher(
-            Row("DreamBooth, teacher", "dreambooth", POCKET | {"lr": 3e-4}, FULL, tuning=TRIED.format("1e-4, 3e-4"))
+            Row(
+                "DreamBooth, teacher",
+                "dreambooth",
+                POCKET | {"lr": 3e-4},
+                FULL,
+                tuning=TRIED.format("3e-5, 1e-4, 3e-4"),
+            )
         ),
-        "dreambooth": Row("DreamBooth, student", "dreambooth", POCKET, FULL, tuning=TRIED.format("1e-4")),
+        "dreambooth": Row("DreamBooth, student", "dreambooth", POCKET, FULL, tuning=TRIED.format("3e-5, 1e-4, 3e-4")),
         "pso-eq6": Row(
             "offline PSO (Eq. 6)",
             "pso-offline",
-            POCKET | EQ6 | {"prior": None},
+            POCKET | EQ6 | {"prior": None, "lr": 1e-5},
             FULL,
-            tuning=TRIED.format("1e-4") + "; that blurred everything, and 3e-5 was not tried",
+            tuning=TRIED.format("1e-5, 3e-5, 1e-4, 3e-4") + "; none kept the pictures whole",
         ),
-        "pso-prior": Row("offline PSO + prior", "pso-offline", POCKET | EQ6, FULL, tuning="none: as offline PSO"),
-        "pso": Row("PSO without reference + prior", "pso-customize", POCKET, FULL, tuning=TRIED.format("1e-4")),
+        "pso-prior": Row(
+            "offline PSO + prior", "pso-offline", POCKET | EQ6, FULL, tuning=TRIED.format("1e-5, 3e-5, 1e-4, 3e-4")
+        ),
+        "pso": Row(
+            "PSO without reference + prior", "pso-customize", POCKET, FULL, tuning=TRIED.format("3e-5, 1e-4, 3e-4")
+        ),
     },
     prompts={"contexts": Prompts("the concept in unseen contexts", "concept", "dreambooth-prompts")},
     steps=(4,),
