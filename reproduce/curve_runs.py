@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import table_runs
+import table_settings
 from chunks import Chunks, processes
 from common import Clock, write_json
 from evaluate import picture_noise
@@ -20,7 +21,7 @@ from fsalign_lib.kernels import Kernel
 from fsalign_lib.latent import LatentModel
 from fsalign_lib.rollout import rollout
 from runs import TrainConfig
-from table_runs import Work, digest, note_path, run_path, training_config
+from table_settings import Work, digest, note_path, run_path, training_config
 from train_offline import OfflineConfig
 
 AT_ONCE = {"pocket": 32, "full": 4}  # prompts whose trajectories are held to the reference together
@@ -70,8 +71,8 @@ def find(work: Work, row: str, seed: int) -> Path | None:
         told = f"python reproduce/{work.table.reads}.py{scale} --only {row} --seeds {seed}"
         print(f"{folder} is not trained yet: {told}")
         return None
-    note, now = note_path(work.folder.parent, row, seed), table_runs.settings(work, row, seed)
-    before = table_runs.known_settings(work, row, seed, json.loads(note.read_text())["settings"])
+    note, now = note_path(work.folder.parent, row, seed), table_settings.settings(work, row, seed)
+    before = table_settings.known_settings(work, row, seed, json.loads(note.read_text())["settings"])
     if before["training"] != now["training"] or before["weights"]["model"] != now["weights"]["model"]:
         raise ValueError(f"{note} has other training settings or weights than {work.table.reads}.py has now")
     if processes().is_main_process:

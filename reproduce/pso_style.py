@@ -20,7 +20,7 @@ from PIL import Image
 
 import curve_runs
 import table_command
-import table_runs
+import table_settings
 from chunks import processes
 from common import command_line
 from curve_figures import panel
@@ -110,7 +110,7 @@ SMOKE = World(
 )
 
 
-def draw_drift(work: table_runs.Work, path: Path) -> None:
+def draw_drift(work: table_settings.Work, path: Path) -> None:
     """Pictures of the first training seed of each row: a line for each row and prompt, a column for each snapshot."""
     seed, prompts = work.table.seeds[0], list(SHOWN["pocket" if work.world.twins else work.world.scale])
     sheet, columns = [], 0
@@ -134,7 +134,7 @@ def run(ready: table_command.Ready) -> None:
     table_command.run(ready)
     if ready.work is None or not processes().is_main_process:
         return
-    if all(table_runs.run_path(ready.work.folder, row, TABLE.seeds[0]).exists() for row in COLORS):
+    if all(table_settings.run_path(ready.work.folder, row, TABLE.seeds[0]).exists() for row in COLORS):
         name = table_command.file_name(TABLE.name, ready.config)
         draw_drift(ready.work, ready.config.out / f"{name}-drift.png")
 

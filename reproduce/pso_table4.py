@@ -21,6 +21,7 @@ from PIL import Image
 
 import table_command
 import table_runs
+import table_settings
 from chunks import processes
 from common import command_line
 from fsalign_lib.plotting import contact_sheet
@@ -106,7 +107,7 @@ SMOKE = World(
 )
 
 
-def draw_concept(work: table_runs.Work, path: Path) -> None:
+def draw_concept(work: table_settings.Work, path: Path) -> None:
     """Each row at its first training seed, on the same prompts and noise."""
     prompts = work.prompts["contexts"][: len(SHOWN)] if work.world.scale == "full" else list(SHOWN)
     rows = []
@@ -131,7 +132,7 @@ def run(ready: table_command.Ready) -> None:
     if work is None or not processes().is_main_process:
         return
     trained = [row for row, this in work.table.rows.items() if this.method]
-    if all(table_runs.run_path(work.folder, row, work.table.seeds[0]).exists() for row in trained):
+    if all(table_settings.run_path(work.folder, row, work.table.seeds[0]).exists() for row in trained):
         name = table_command.file_name(TABLE.name, ready.config)
         draw_concept(work, ready.config.out / f"{name}-concept.png")
 

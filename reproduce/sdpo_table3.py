@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import table_command
-import table_runs
+import table_settings
 from common import Clock, command_line, generator, provenance, write_json
 from evaluate import picture_noise
 from fsalign_lib.dense_reward import predict_rewards, query_steps
@@ -70,7 +70,7 @@ def compare(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measure(work: table_runs.Work, steps: int, prompts: Sequence[str]) -> dict[str, dict[str, list]]:
+def measure(work: table_settings.Work, steps: int, prompts: Sequence[str]) -> dict[str, dict[str, list]]:
     """{row: {metric: a list for each prompt, a number for each seed}}"""
     model, seeds, found = work.model, range(work.pictures), {name: {} for name in TABLE.rows}
     kernel = model.sampler(steps, TABLE.kernel)
@@ -99,7 +99,7 @@ def measure(work: table_runs.Work, steps: int, prompts: Sequence[str]) -> dict[s
 
 def run(ready: table_command.Ready) -> None:
     work = ready.work
-    if work and not all(table_runs.run_path(work.folder, row, None).exists() for row in TABLE.rows):
+    if work and not all(table_settings.run_path(work.folder, row, None).exists() for row in TABLE.rows):
         clock, cells = Clock(), {name: {} for name in TABLE.rows}
         for name, prompts in work.prompts.items():
             for steps in TABLE.steps:
@@ -108,11 +108,11 @@ def run(ready: table_command.Ready) -> None:
                     about = {"kernel": TABLE.kernel, "steps": steps, "seeds": list(range(work.pictures))}
                     cells[row][f"{name}-{steps}"] = about | {"scores": scores, "means": means}
         for row, found in cells.items():
-            about = {"row": row, "seed": None, "settings": table_runs.settings(work, row, None), "training": None}
+            about = {"row": row, "seed": None, "settings": table_settings.settings(work, row, None), "training": None}
             made = provenance(clock)
             for name in ("wall_seconds", "cpu_seconds"):
                 made[name] = round(made[name] / len(cells), 1)  # all rows were measured together
-            write_json(table_runs.run_path(work.folder, row, None), about | {"evaluation": made, "cells": found})
+            write_json(table_settings.run_path(work.folder, row, None), about | {"evaluation": made, "cells": found})
     table_command.run(ready)
 
 

@@ -21,7 +21,9 @@ import tyro
 import curve_runs
 import distillation
 import recipes
+import table_result
 import table_runs
+import table_settings
 import targets
 from chunks import processes
 from claims import read_claims
@@ -70,7 +72,7 @@ class Ready:
 
     table: Table
     config: TableConfig
-    work: table_runs.Work | None  # None: nothing is to be run
+    work: table_settings.Work | None  # None: nothing is to be run
 
 
 def check(table: Table, config: TableConfig) -> None:
@@ -130,13 +132,13 @@ def run(ready: Ready) -> None:
     clock, path = Clock(), config.out / f"{file_name(table.name, config)}.json"
     if work:
         for row in config.only:
-            for seed in table_runs.row_seeds(table, row):
+            for seed in table_settings.row_seeds(table, row):
                 if seed in (None, *config.seeds) or table.rows[row].seeds:
                     (curve_runs if table.curve else table_runs).do_run(work, row, seed)
     done = {
-        (row, seed): table_runs.run_path(config.work, row, seed).exists()
+        (row, seed): table_settings.run_path(config.work, row, seed).exists()
         for row in table.rows
-        for seed in table_runs.row_seeds(table, row)
+        for seed in table_settings.row_seeds(table, row)
     }
     missing = [row if seed is None else f"{row} seed {seed}" for (row, seed), there in done.items() if not there]
     if not processes().is_main_process:
@@ -147,7 +149,7 @@ def run(ready: Ready) -> None:
         return
     if any(done.values()):
         cut = config.smoke or config.models == "tiny"
-        write_json(path, table_runs.gather(table, config.work, clock, config.scale, cut))
+        write_json(path, table_result.gather(table, config.work, clock, config.scale, cut))
     result = json.loads(path.read_text()) if path.exists() else None
     if result and table.figures:
         for name, sheet in table.figures(result).items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import distillation
 from claims import Claim, count, read_claims
 from common import ROOT, core_seconds, write_text
-from table_runs import LAST, row_cells
+from table_result import LAST, row_cells
 from tables import Row, Table
 
 PAPERS = Path(__file__).parent / "papers"

@@ -13,7 +13,7 @@ import pso_style
 import pso_table4
 import recipes
 import table_command
-import table_runs
+import table_settings
 import table_text
 import tiny
 from table_command import RESULTS, TableConfig
@@ -85,7 +85,7 @@ def test_the_pictures_stand_beside_the_page(style, concept):
 
 def test_each_row_learns_from_what_it_should(concept):
     _, work, _ = concept
-    configs = {row: table_runs.training_config(work, row, 0) for row in pso_table4.TABLE.rows if row != "base"}
+    configs = {row: table_settings.training_config(work, row, 0) for row in pso_table4.TABLE.rows if row != "base"}
     assert {configs[row].pairs.name for row in ("teacher", "dreambooth")} == {"targets"}
     assert {configs[row].pairs.name for row in ("pso-eq6", "pso-prior", "pso")} == {"pairs"}
     assert [row for row, config in configs.items() if config.prior is None] == ["pso-eq6"]

@@ -11,7 +11,9 @@ import dipp_table1
 import distillation
 import runs
 import table_command
+import table_result
 import table_runs
+import table_settings
 import table_text
 import tiny
 import train_distill
@@ -37,7 +39,7 @@ def small(monkeypatch):
     rows["teacher"] = replace(rows["teacher"], sampled=replace(dipp_table1.TEACHER, steps=3))
     rows["pretrained"] = Row("pre-trained", "diff-instruct", seeds=(0,))
     claim = claims.Claim("dipp-table1-x", "pickscore", ALIGNED, "teacher", 1, "coco")
-    for module in (table_runs, table_text, table_command):
+    for module in (table_result, table_text, table_command):
         monkeypatch.setattr(module, "read_claims", lambda name: [claim])
     return replace(TABLE, rows=rows, seeds=(0, 1), equal_budgets=())
 
@@ -55,7 +57,7 @@ def test_a_row_starts_from_another_rows_run(small, world, tmp_path, monkeypatch)
     ready = prepare(small, replace(config, only=(ALIGNED,), seeds=(1,)), world)
     run_table(ready)
     assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {"pretrained-0", f"{ALIGNED}-1"}
-    told = table_runs.training_config(ready.work, ALIGNED, 1)
+    told = table_settings.training_config(ready.work, ALIGNED, 1)
     assert told.start == tmp_path / "runs" / "pretrained-0" and (told.guidance, told.reward_scale) == (4.5, 10)
 
     looked = []
@@ -158,9 +160,9 @@ def test_every_claim_is_a_printed_order_and_every_printed_order_a_claim():
 def test_at_full_scale_one_generator_is_pretrained_for_all():
     full = TABLE.at("full")
     assert full.rows["pretrained"].method == "diff-instruct" and TABLE.at("pocket").rows["pretrained"].method is None
-    assert table_runs.row_seeds(full, "pretrained") == (0,)
-    assert {table_runs.start_of(full, ALIGNED, seed) for seed in TABLE.seeds} == {("pretrained", 0)}
-    assert table_runs.start_of(TABLE, ALIGNED, 0) is None and table_runs.row_seeds(TABLE, "sdxl") == ()
+    assert table_settings.row_seeds(full, "pretrained") == (0,)
+    assert {table_settings.start_of(full, ALIGNED, seed) for seed in TABLE.seeds} == {("pretrained", 0)}
+    assert table_settings.start_of(TABLE, ALIGNED, 0) is None and table_settings.row_seeds(TABLE, "sdxl") == ()
     text = table_command.description(TABLE, "full")
     assert "start = 'the run of row pretrained'" in text and "the model as it is, pixart-alpha: ddim, 30 steps" in text
     assert "sigma_init = 2.5  # DI++ Table 2" in text and "sam-llava-5k" in text

@@ -18,7 +18,9 @@ import distar_table3
 import measure
 import memory
 import table_command
+import table_result
 import table_runs
+import table_settings
 import table_text
 import tiny
 from curve_figures import draw
@@ -45,7 +47,7 @@ def make(folder, tmp_path, monkeypatch):
 
     def make(script, names=ROWS, figures=None, pictures=2, **config):
         table = some_of(script.TABLE.at("pocket"), names, figures)
-        for module in (table_runs, table_text, table_command):
+        for module in (table_result, table_text, table_command):
             own = [c for c in read(table.id) if {c.above, c.below} <= set(table.rows)]
             monkeypatch.setattr(module, "read_claims", lambda name, own=own: own)
         metrics = {name: tiny.brightness for name in table.metric_names("pocket", 2) if name != "fid"}
@@ -233,7 +235,7 @@ def test_committed_pages_are_the_generated_ones(script):
     made = table_text.readme_row(table, result)
     assert table_text.replace_block(content, table.name, made) == content
     if result:
-        assert not result["smoke"] and table_runs.decide(table, result["runs"], result["prompts"]) == result["claims"]
+        assert not result["smoke"] and table_result.decide(table, result["runs"], result["prompts"]) == result["claims"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
@@ -258,7 +260,7 @@ def test_fid_at_full_scale_needs_the_statistics_of_the_captions(monkeypatch, tmp
     there = object()
     monkeypatch.setattr(table_runs, "read_statistics", lambda path, *_: there)
     metrics = table_runs.load_table_metrics(table, ("fid", "aesthetic"), "cpu", full=True)
-    work = table_runs.Work(table, distar_table1.World(scale="full"), tmp_path, None, None, metrics, {}, {})
+    work = table_settings.Work(table, distar_table1.World(scale="full"), tmp_path, None, None, metrics, {}, {})
     assert set(table_runs.metrics_of(work, "parti")) == {"aesthetic"}
     assert table_runs.metrics_of(work, "coco")["fid"].reference(("a cat",)) is there
 

@@ -15,7 +15,7 @@ import pso_table4
 import sdpo_lcm
 import sdpo_table1
 import sdpo_table3
-import table_runs
+import table_settings
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +47,8 @@ def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch
     script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
     done = {path.stem for path in (tmp_path / "runs").glob("*.json")}
     if some:
-        firsts = {row: table_runs.row_seeds(script.TABLE.at("full"), row)[0] for row in some[1:-2]}
-        assert done == {table_runs.run_path(tmp_path, row, seed).stem for row, seed in firsts.items()}
+        firsts = {row: table_settings.row_seeds(script.TABLE.at("full"), row)[0] for row in some[1:-2]}
+        assert done == {table_settings.run_path(tmp_path, row, seed).stem for row, seed in firsts.items()}
         return
     result = json.loads((tmp_path / f"{script.TABLE.name}-full.json").read_text())
     assert result["scale"] == "full" and result["smoke"] and len(result["runs"]) == len(done)

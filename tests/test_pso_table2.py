@@ -12,6 +12,7 @@ import torch
 import claims
 import common
 import pso_table2
+import table_result
 import table_runs
 import table_text
 import tiny
@@ -77,7 +78,7 @@ def test_a_smoke_run_leaves_the_files_of_a_full_one(smoke, result):
 
 def test_statuses_are_those_of_the_pictures_scores(result):
     """Decided again from the result file alone."""
-    decided = table_runs.decide(TABLE, result["runs"], result["prompts"])
+    decided = table_result.decide(TABLE, result["runs"], result["prompts"])
     assert decided == result["claims"] and len(decided) == 44
     scores = {(run["row"], run["seed"]): run["cells"]["parti-4"]["scores"]["pickscore"] for run in result["runs"]}
     above = np.mean([np.mean(scores["online", seed]) - np.mean(scores["base", None]) for seed in TABLE.seeds])
@@ -112,9 +113,11 @@ def test_finished_runs_are_skipped_and_other_settings_refused(smoke, world, tmp_
 
 def test_a_row_that_lacks_a_seed_is_not_run(result):
     runs = [run for run in result["runs"] if (run["row"], run["seed"]) != ("online", 2)]
-    status = {c["id"]: c["status"] for c in table_runs.decide(TABLE, runs, result["prompts"])}
+    status = {c["id"]: c["status"] for c in table_result.decide(TABLE, runs, result["prompts"])}
     assert all((value == "not run") == ("online" in key) for key, value in status.items())
-    page = table_text.page(TABLE, {**result, "runs": runs, "claims": table_runs.decide(TABLE, runs, result["prompts"])})
+    page = table_text.page(
+        TABLE, {**result, "runs": runs, "claims": table_result.decide(TABLE, runs, result["prompts"])}
+    )
     assert "| PickScore | online PSO | 22.71 | not run | not run | not run |" in page
 
 
@@ -176,7 +179,7 @@ def test_committed_result_is_a_full_run():
     if result is None:
         pytest.skip("no full run is committed")
     assert not result["smoke"] and len(result["runs"]) == 7
-    assert table_runs.decide(TABLE, result["runs"], result["prompts"]) == result["claims"]
+    assert table_result.decide(TABLE, result["runs"], result["prompts"]) == result["claims"]
 
 
 def test_table_only_without_runs_says_not_run(tmp_path, capsys):

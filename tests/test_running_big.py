@@ -16,6 +16,7 @@ import checkpoints
 import pso_table2
 import runs
 import table_runs
+import table_settings
 import tiny
 import train_online
 from fsalign_lib import models
@@ -230,15 +231,15 @@ def test_the_committed_runs_are_accepted(tmp_path):
     work.mkdir()
     for run in result["runs"]:
         run["settings"]["prompts"] = result["prompts"]
-        table_runs.run_path(work, run["row"], run["seed"]).write_text(json.dumps(run))
+        table_settings.run_path(work, run["row"], run["seed"]).write_text(json.dumps(run))
     made = prepare(pso_table2.TABLE, TableConfig(work=work, out=tmp_path), World()).work
     world = World(settings={"pso-online": {"gradient_checkpointing": True, "micro_batch": 4}})
     spared = dataclasses.replace(made, world=world)
-    table_runs.check_same(spared, "online", 0)
+    table_settings.check_same(spared, "online", 0)
     for other in ({"dtype": "bfloat16"}, {"rounds": 61}, {"mixed_precision": "bf16"}):
         changed = dataclasses.replace(made, world=World(settings={"pso-online": other}))
         with pytest.raises(ValueError, match="online-0.json has other settings"):
-            table_runs.check_same(changed, "online", 0)
+            table_settings.check_same(changed, "online", 0)
 
 
 # launching

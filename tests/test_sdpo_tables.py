@@ -24,12 +24,14 @@ import sdpo_lcm
 import sdpo_table1
 import sdpo_table3
 import table_command
-import table_runs
+import table_result
 import table_text
 import tiny
 from fsalign_lib import models
 from fsalign_lib.rollout import rollout
 from measure import picture_noise
+from runs import make_config
+from sampling import OnlineConfig
 from table_command import RESULTS, TableConfig, prepare
 from table_command import run as run_table
 
@@ -66,7 +68,7 @@ def claims_of(table):
     """Claims about the rows and steps that are there."""
     read = claims.read_claims
     with pytest.MonkeyPatch.context() as patch:
-        for module in (table_runs, table_text, table_command):
+        for module in (table_result, table_text, table_command):
             patch.setattr(
                 module,
                 "read_claims",
@@ -412,7 +414,7 @@ def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times()
     }
     model = models.load(table.models["pocket"])
     for name in sdpo_lcm.METHODS:
-        make = partial(table_runs.make_config, table_runs.train_online.OnlineConfig, name)
+        make = partial(make_config, OnlineConfig, name)
         pocket, full = make("pocket", **table.rows[name].own("pocket")), make("full", **table.rows[name].own("full"))
         kernel = model.sampler(pocket.steps, pocket.kernel)
         assert type(kernel).__name__ == "Renoise" and kernel.timesteps.tolist()[:2] == [999, 879]
@@ -424,10 +426,7 @@ def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times()
 def test_a_row_differs_from_sdpo_in_one_thing():
     for name, (_, _, own) in sdpo_ablations.VARIANTS.items():
         rows = sdpo_ablations.TABLE.rows
-        configs = [
-            table_runs.make_config(table_runs.train_online.OnlineConfig, "sdpo", **rows[row].own("pocket"))
-            for row in (name, "sdpo")
-        ]
+        configs = [make_config(OnlineConfig, "sdpo", **rows[row].own("pocket")) for row in (name, "sdpo")]
         other = {k for k, v in common.plain(configs[0]).items() if v != common.plain(configs[1])[k]}
         assert other == set(own) and len(own) == 1
 
@@ -456,7 +455,7 @@ def test_committed_pages_are_the_generated_ones(script):
     made = table_text.readme_row(table, result)
     assert table_text.replace_block(content, table.name, made) == content
     if result:
-        assert not result["smoke"] and table_runs.decide(table, result["runs"], result["prompts"]) == result["claims"]
+        assert not result["smoke"] and table_result.decide(table, result["runs"], result["prompts"]) == result["claims"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
