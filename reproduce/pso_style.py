@@ -33,12 +33,12 @@ SHOWN = {  # prompts of the drift's pictures at each scale
     "pocket": ("a cat", "two foxes", "a green colored rabbit", "a dog on the moon"),
     "full": ("a cute rabbit", "a stern-faced owl with a leaf-shaped crown", "a robot", "a lighthouse by the sea"),
 }
-POCKET = {"snapshot_every": 20, "updates": 100, "batch": 8, "lr": 3e-5}
+POCKET = {"snapshot_every": 20, "updates": 100, "batch": 8, "lr": 1e-5}
 FULL = {"snapshot_every": 600, "updates": 3000, "lr": 1e-5, "resize": True}  # PSO App. B.2
 HALVES = {"halves_every": 5}
 TRIED = (
-    "a run of 40 updates of 8 pictures at training seed 7 for each of lr {}; scored by the distance to the style and "
-    "by recognition on 24 training prompts"
+    "a run of 100 updates at training seed 7 for each of lr 3e-6, 1e-5, 3e-5, 1e-4; kept was the highest (1 - distance "
+    "/ the base's distance) x (share of pictures with the animal recognised), on 24 training prompts"
 )
 
 
@@ -60,20 +60,20 @@ TABLE = Table(
     title="PSO Fig. 4: style transfer",
     rows={
         "base": Row("base"),
-        "sft": Row("plain fine-tuning", "sft", POCKET, FULL, tuning=TRIED.format("1e-5, 3e-5, 1e-4")),
+        "sft": Row("plain fine-tuning", "sft", POCKET, FULL, tuning=TRIED),
         "pso": Row(
             "mixed PSO",
             "pso",
             POCKET | HALVES,
             FULL | {"halves_every": None},
-            tuning=TRIED.format("3e-5"),
+            tuning=TRIED,
         ),
         "pso-exact": Row(
             "mixed PSO, exact weights",
             "pso",
-            POCKET | HALVES | {"eq5_weights": "exact"},
+            POCKET | HALVES | {"eq5_weights": "exact", "lr": 1e-4},
             FULL | {"halves_every": None},
-            tuning="none: as mixed PSO",
+            tuning=TRIED,
         ),
     },
     prompts={"prompts": Prompts("prompts of the style's pictures", "animals", "pokemon")},
