@@ -73,7 +73,14 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 3.2, height: floa
     return figure, axes[0, 0] if rows * columns == 1 else axes
 
 
-def contact_sheet(images: Tensor, captions: Sequence[str] | None = None, columns: int = 8, size: float = 0.9) -> Figure:
+def contact_sheet(
+    images: Tensor,
+    captions: Sequence[str] | None = None,
+    columns: int = 8,
+    size: float = 0.9,
+    rows: Sequence[str] = (),
+    heads: Sequence[str] = (),
+) -> Figure:
     """Pictures in rows, left to right, each with its caption above it.
 
     Args:
@@ -81,6 +88,7 @@ def contact_sheet(images: Tensor, captions: Sequence[str] | None = None, columns
         captions: one for each picture
         columns: pictures in a row, at most
         size: inches for each picture
+        rows, heads: labels left of the first rows, and above the first columns
 
     Raises:
         ValueError: another shape, no picture, a value that is not finite, or captions that do not match in number.
@@ -93,9 +101,8 @@ def contact_sheet(images: Tensor, captions: Sequence[str] | None = None, columns
         raise ValueError("images have a value that is not finite: check the decoder's output")
     pictures = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
     height = size * images.shape[2] / images.shape[3] + (0.22 if captions is not None else 0.04)
-    figure, axes = new_figure(rows, columns, size, height)
+    figure, axes = new_figure(-(-len(pictures) // columns), columns, size, height)
     cells = np.ravel(axes)
     for cell in cells:
         cell.set_axis_off()
@@ -103,6 +110,10 @@ def contact_sheet(images: Tensor, captions: Sequence[str] | None = None, columns
         cell.imshow(picture, interpolation="nearest")
         if captions is not None:
             cell.set_title(captions[index], fontsize=6.5, pad=2)
+    for cell, label in zip(cells[::columns], rows, strict=False):
+        cell.text(-0.06, 0.5, label, fontsize=6.5, ha="right", va="center", transform=cell.transAxes)
+    for cell, label in zip(cells[:columns], heads, strict=False):
+        cell.set_title(label, fontsize=6.5, pad=2)
     return figure
 
 

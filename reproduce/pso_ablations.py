@@ -18,8 +18,9 @@ The two weights of Eq. 5 belong to the mixed objective, which has targets in pla
 
 from collections.abc import Sequence
 
+import pso_table2
 from table_command import command
-from tables import Prompts, Row, Table, World
+from tables import Row, Table, World
 
 # As published for SDXL-DMD2; in the full recipe beta is the paper's.
 CODE = {"reduction": "mean", "sum_steps": "outside", "beta": 50.0, "clamp": 0.1, "shared_start": False, "steps": 4}
@@ -52,19 +53,10 @@ TABLE = Table(
     name="pso_ablations",
     title="PSO: choices on which the paper and its code disagree",
     rows={"base": Row("base")} | {name: row(name, *about) for name, about in VARIANTS.items()},
-    prompts={"parti": Prompts("Parti-Prompts", "test-heldout", "parti")},
+    prompts={"parti": pso_table2.TABLE.prompts["parti"]},
     steps=(4,),
-    metrics={
-        "pickscore": ("PickScore", 2),
-        "clipscore": ("CLIP score", 4),
-        "imagereward": ("ImageReward", 4),
-        "aesthetic": ("Aesthetic", 3),
-    },
-    beside={
-        "accuracy": ("animal accuracy", 3),
-        "diversity": ("diversity", 3),
-        "sharpness": ("sharpness", 4),
-    },
+    metrics=pso_table2.TABLE.metrics,
+    beside=pso_table2.TABLE.beside,
     models={"pocket": "pocket-renoise", "full": "sdxl-dmd2"},
     teachers={},
     pictures={"pocket": 2, "full": 1},

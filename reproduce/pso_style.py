@@ -12,6 +12,7 @@ recognised in them; the pictures themselves stand in pso_style-drift.png.
 start's, and by its end; that plain fine-tuning blurs and degrades, by sharpness and by recognition at the end.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,7 +126,10 @@ def draw_drift(work: table_settings.Work, path: Path) -> None:
         sheet.append(torch.stack(columns_of_row, 1).cpu())  # (prompts, snapshots + 1, 3, H, W)
         columns = len(columns_of_row)
     images = torch.cat(sheet).flatten(0, 1)
-    contact_sheet(images, None, columns=columns).savefig(path, dpi=70)
+    every = work.table.rows["sft"].own(work.world.scale)["snapshot_every"]
+    heads = [f"update {every * i}" for i in range(columns)]
+    titles = [textwrap.fill(f"{title}: {prompt}", 18) for title, _ in COLORS.values() for prompt in prompts]
+    contact_sheet(images, columns=columns, rows=titles, heads=heads).savefig(path, dpi=110)
     with Image.open(path) as png:
         png.convert("RGB").quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
 

@@ -15,8 +15,9 @@ At full scale DPO and SFT are trained here too: the commit of the authors' DPO'd
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pso_table2
 from table_command import command
-from tables import Prompts, Row, Sampled, Table, World
+from tables import Row, Sampled, Table, World
 
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=10, guidance={"pocket": 2.5, "full": 5.0})
 TUNING = (
@@ -48,22 +49,10 @@ TABLE = Table(
         "offline": Row("offline PSO", "pso-offline", tuning=TUNING),
         "online": Row("online PSO", "pso-online", tuning=TUNING),
     },
-    prompts={
-        "pickapic": Prompts("Pick-a-Pic's test prompts", "test-pickapic", "pickapic-test"),
-        "parti": Prompts("Parti-Prompts", "test-heldout", "parti"),
-    },
+    prompts=pso_table2.TABLE.prompts,
     steps=(4,),
-    metrics={
-        "pickscore": ("PickScore", 2),
-        "clipscore": ("CLIP score", 4),
-        "imagereward": ("ImageReward", 4),
-        "aesthetic": ("Aesthetic", 3),
-    },
-    beside={
-        "accuracy": ("animal accuracy", 3),
-        "diversity": ("diversity", 3),
-        "sharpness": ("sharpness", 4),
-    },
+    metrics=pso_table2.TABLE.metrics,
+    beside=pso_table2.TABLE.beside,
     models={"pocket": "pocket-renoise", "full": "sdxl-dmd2"},
     teachers=TEACHER.models,
     pictures={"pocket": 2, "full": 1},
@@ -74,13 +63,7 @@ TABLE = Table(
 SMOKE = World(
     pictures=2,
     prompts=2,
-    settings={
-        "pairs": {"count": 4, "batch": 4, "steps": 2, "tie": 0.0},
-        "diffusion-dpo": {"updates": 1, "batch": 2},
-        "sft": {"updates": 1, "batch": 2},
-        "pso-offline": {"updates": 1, "batch": 2},
-        "pso-online": {"rounds": 1, "pairs": 2, "minibatch": 2},
-    },
+    settings=pso_table2.SMOKE.settings | dict.fromkeys(("diffusion-dpo", "sft"), {"updates": 1, "batch": 2}),
 )
 
 

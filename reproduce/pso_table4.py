@@ -12,6 +12,7 @@ places. Rows of PSO that have the reference model show what leaving it out chang
 At full scale the subject is DreamBooth's dog: which of the 30 subjects the paper averages over is not published.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,10 @@ TRIED = (
     "a run of 60 updates at training seed 7 for each of lr {}; the highest sum of the shares of pictures that show the "
     "concept and that show the context was kept, in 24 pictures of three contexts that the table leaves out"
 )
-SHOWN = ("a red colored v bear", "three v bears", "a v bear on the moon", "two v bears in the ocean")
+SHOWN = (
+    *("a red colored v bear", "a pink colored v bear", "three v bears", "a v bear on the moon", "a v bear in the snow"),
+    *("a v bear in the park", "a v bear at night", "two v bears in the ocean"),
+)
 
 
 def teacher(row: Row) -> Row:
@@ -87,7 +91,7 @@ TABLE = Table(
     teachers=TEACHER.models,
     pictures={"pocket": 8, "full": 4},
     targets={"pocket": "panda", "full": "dreambooth"},
-    drawn={"concept": "A line for each row of the table, four unseen contexts in columns, two pictures of each"},
+    drawn={"concept": "The same unseen contexts and noise in each row of the table, at the first training seed"},
     note="CLIP-T is the CLIP score with the concept's name left out of the prompt; CLIP-I and DINO are mean cosines to "
     "the five pictures that were learnt from. At pocket scale DINO is a DINO-like self-supervised encoder "
     "(fsalign_lib/pocket/selfsup.py). The concept is recognised if most of the nearest renders, among as many of each "
@@ -114,14 +118,16 @@ def draw_concept(work: table_settings.Work, path: Path) -> None:
     for row, this in work.table.rows.items():
         if this.method is None:
             with work.model.reference():
-                rows.append(sample(work.model, None, work.table.steps[0], prompts, range(2)))
+                rows.append(sample(work.model, None, work.table.steps[0], prompts, [0])[:, 0])
             continue
         model = table_runs.sampled_model(work, row) if this.sampled else work.model
         model.load_adapter(last_checkpoint(work.folder / f"{row}-{work.table.seeds[0]}"))
         how = (this.sampled.kernel, this.sampled.steps) if this.sampled else (None, work.table.steps[0])
-        rows.append(sample(model, *how, prompts, range(2), **({"eta": this.sampled.eta} if this.sampled else {})))
-    images = torch.stack([row.cpu() for row in rows]).flatten(0, 2)
-    contact_sheet(images, columns=2 * len(prompts)).savefig(path, dpi=70)
+        rows.append(sample(model, *how, prompts, [0], **({"eta": this.sampled.eta} if this.sampled else {}))[:, 0])
+    images = torch.stack([row.cpu() for row in rows]).flatten(0, 1)
+    heads = [textwrap.fill(prompt, 16) for prompt in prompts]
+    titles = [textwrap.fill(this.title, 16) for this in work.table.rows.values()]
+    contact_sheet(images, columns=len(prompts), rows=titles, heads=heads).savefig(path, dpi=110)
     with Image.open(path) as png:
         png.convert("RGB").quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
 

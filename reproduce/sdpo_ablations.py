@@ -17,9 +17,10 @@ many times that of the others, and the reward of its prediction does not depend 
 
 from collections.abc import Sequence
 
+import sdpo_curves
 from curve_figures import panel
 from table_command import command
-from tables import Prompts, Row, Sheet, Table, World
+from tables import Row, Sheet, Table, World
 
 DENSE, RETURNS, NORMALISATION = "dense rewards", "discounted returns", "normalisation"
 WEIGHTING, UPDATES, LAST = "importance weighting", "gradient updates", "the last step (not in the paper)"
@@ -73,20 +74,14 @@ TABLE = Table(
         for name, (title, group, own) in VARIANTS.items()
     }
     | {"sdpo": Row("SDPO", "sdpo", SHARED, {"snapshot_every": 10})},
-    prompts={"animals": Prompts("45 animals", "animals", "sdpo-animals")},
+    prompts=sdpo_curves.TABLE.prompts,
     steps=(1, 4, 16),
     metrics={
         "aesthetic": ("Aesthetic", 3),
         "aesthetic-rise": ("mean rise", 4),
         "aesthetic-timed": ("at one time", 3),
     },
-    beside={
-        "imagereward": ("ImageReward", 3),
-        "hps": ("HPSv2", 2),
-        "pickscore": ("PickScore", 2),
-        "accuracy": ("animal accuracy", 3),
-        "diversity": ("diversity", 3),
-    },
+    beside=sdpo_curves.HELD_OUT,
     models={"pocket": "pocket-turbo", "full": "sd-turbo"},
     teachers={},
     kernel="ddim",

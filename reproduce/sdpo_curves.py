@@ -24,6 +24,8 @@ from tables import Prompts, Sheet, Table, World
 COLORS = dict(zip(METHODS, ("grey", "green", "orange", "blue"), strict=True))
 FIGURES = {1: "4", 2: "8", 4: "9", 8: "10", 16: "11", 50: "3"}
 WATCHED = {"accuracy": ("animal accuracy", 3), "diversity": ("diversity", 3)}
+# Beside what is trained on Aesthetic.
+HELD_OUT = {name: about for name, about in (REWARDS | WATCHED).items() if name != "aesthetic"}
 
 
 def figures(result: dict) -> dict[str, Sheet]:

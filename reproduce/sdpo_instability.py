@@ -20,9 +20,10 @@ the lengths that were mixed: ours are Aesthetic, as in its ablations, and 1, 2, 
 
 from collections.abc import Sequence
 
+import sdpo_curves
 from curve_figures import panel
 from table_command import command
-from tables import Prompts, Row, Sheet, Table, World
+from tables import Row, Sheet, Table, World
 
 METHODS = {"d3po": ("D3PO", "grey"), "ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange")}
 SHARED, FULL = {"reward": "aesthetic", "snapshot_every": 4}, {"snapshot_every": 5}
@@ -62,20 +63,14 @@ TABLE = Table(
             "DDPO, mixed", "ddpo", SHARED | {"mixed_steps": LENGTHS}, FULL | {"mixed_steps": (*LENGTHS, 50)}
         )
     },
-    prompts={"animals": Prompts("45 animals", "animals", "sdpo-animals")},
+    prompts=sdpo_curves.TABLE.prompts,
     steps=(1, 2, 16),
     metrics={
         "aesthetic": ("Aesthetic", 3),
         "aesthetic-drop": ("largest drop", 4),
         "aesthetic-gain": ("gain", 3),
     },
-    beside={
-        "imagereward": ("ImageReward", 3),
-        "hps": ("HPSv2", 2),
-        "pickscore": ("PickScore", 2),
-        "accuracy": ("animal accuracy", 3),
-        "diversity": ("diversity", 3),
-    },
+    beside=sdpo_curves.HELD_OUT,
     models={"pocket": "pocket-turbo", "full": "sd-turbo"},
     teachers={},
     kernel="ddim",

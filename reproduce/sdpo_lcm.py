@@ -12,9 +12,10 @@ rate fall, by a third over a run; here it stays.
 
 from collections.abc import Sequence
 
+import sdpo_curves
 from curve_figures import panel
 from table_command import command
-from tables import Prompts, Row, Sheet, Table, World
+from tables import Row, Sheet, Table, World
 
 METHODS = {"ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange"), "sdpo": ("SDPO", "blue")}
 SHARED = {"reward": "aesthetic", "kernel": "renoise", "steps": 8, "snapshot_every": 4}
@@ -61,16 +62,10 @@ TABLE = Table(
     title="SDPO Fig. 12: a latent consistency model",
     rows={"base": Row("base")}
     | {method: Row(title, method, SHARED | OWN[method], RLCM) for method, (title, _) in METHODS.items()},
-    prompts={"animals": Prompts("45 animals", "animals", "sdpo-animals")},
+    prompts=sdpo_curves.TABLE.prompts,
     steps=(1, 8),
     metrics={"aesthetic": ("Aesthetic", 3)},
-    beside={
-        "imagereward": ("ImageReward", 3),
-        "hps": ("HPSv2", 2),
-        "pickscore": ("PickScore", 2),
-        "accuracy": ("animal accuracy", 3),
-        "diversity": ("diversity", 3),
-    },
+    beside=sdpo_curves.HELD_OUT,
     models={"pocket": "pocket-lcm", "full": "lcm-dreamshaper-v7"},
     teachers={},
     kernel="renoise",
