@@ -54,6 +54,7 @@ TABLE = Table(
             row, metrics=None if row.method is None else (row.settings["reward"], f"{row.settings['reward']}-rise")
         )
         for name, row in sdpo_table1.TABLE.rows.items()
+        if row.scale is None
     },
     prompts={"animals": Prompts("45 animals", "animals", "sdpo-animals")},
     steps=tuple(FIGURES),

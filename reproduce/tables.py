@@ -39,6 +39,7 @@ class Row:
     composed: dict[str, str] | None = None  # scale -> the preset whose LoRA is put on what `start` trained
     elsewhere: bool = False  # a model that is not part of this project: the paper's number alone
     at_full: "Row | None" = None  # in its place at full scale
+    scale: str | None = None  # the only scale that has it
 
     def own(self, scale: str) -> dict:
         return self.settings | (self.full if scale == "full" else self.pocket)
@@ -125,9 +126,10 @@ class Table:
 
     def at(self, scale: str) -> "Table":
         """With the rows and metrics that it has at this scale."""
-        full = {name: row.at_full or row for name, row in self.rows.items()}
+        there = {name: row for name, row in self.rows.items() if row.scale in (None, scale)}
+        full = {name: row.at_full or row for name, row in there.items()}
         metrics = {name: about for name, about in self.metrics.items() if self.scales.get(name, scale) == scale}
-        return replace(self, rows=full if scale == "full" else self.rows, metrics=metrics)
+        return replace(self, rows=full if scale == "full" else there, metrics=metrics)
 
     def metric_names(self, scale: str, pictures: int) -> tuple[str, ...]:
         """What pictures are scored by: what can be had here, and is not derived from other scores (see curves)."""
