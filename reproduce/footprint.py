@@ -19,7 +19,7 @@ from fsalign_lib.latent import LatentModel
 from latents import BATCHES
 from runs import TrainConfig, training_kernel
 from sampling import STEPS_AT_ONCE, OnlineConfig
-from train_offline import KEPT_PROMPTS
+from train_offline import KEPT_PROMPTS, OfflineConfig
 
 AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 Flops = dict[str, float]  # dtype -> FLOPs
@@ -46,6 +46,10 @@ class Networks:
         else:
             model.train_all_weights()
             self.bytes["reference copy"] = self.bytes["UNet"]
+        if isinstance(config, OfflineConfig) and not model.embeds_guidance:
+            model.guidance_scale = 1.0  # as train_offline has it
+        if model.guidance_scale != 1 and not model.embeds_guidance:
+            model.null(1)  # encoded once in a run, so in no trace
         self.trained = list(model.trained_parameters().values())
         if config.training == "lora":
             self.bytes["adapters"] = size(self.trained)

@@ -191,7 +191,11 @@ def all_networks(rows: dict[str, TrainConfig]) -> dict[str, Networks | DistillNe
             continue
         own = tuple(getattr(config, field) for field in KEY)
         reward = getattr(config, "reward", None)
-        same = [nets for (of, by), nets in made.items() if of == own and reward in (None, by)]
+        same = [
+            nets
+            for (of, by), nets in made.items()
+            if of == own and reward in (None, by) and (reward or nets.model.guidance_scale == 1)
+        ]
         if not same:
             same = [Networks(meta_model(config), meta_reward(reward, config.scale), config)]
             made[own, reward] = same[0]

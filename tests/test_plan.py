@@ -147,6 +147,23 @@ def test_flops_are_those_of_torchs_counter(twin):
     assert sum(nets.update(True)[0].flops_per_row.values()) > 1.2 * sum(nets.update(False)[0].flops_per_row.values())
 
 
+def test_guidance_is_counted_where_it_is_trained_with(twin):
+    """Offline losses are the network's own, whatever it is sampled with; online, no-prompt is a second half."""
+    forward = {}
+    for kind, method, scale in (
+        (train_offline.OfflineConfig, "diffusion-dpo", 5.0),
+        (train_online.OnlineConfig, "pso-online", 5.0),
+        (train_online.OnlineConfig, "pso-online", 1.0),
+    ):
+        model = models.load(twin).to(torch.device("meta"))
+        model.guidance_scale = scale
+        nets = footprint.Networks(model, None, runs.make_config(kind, method, model=twin))
+        forward[method, scale] = sum(nets.forward().flops_per_row.values())
+        assert model.guidance_scale == (1.0 if method == "diffusion-dpo" else scale)
+    assert forward["diffusion-dpo", 5.0] == forward["pso-online", 1.0]
+    assert forward["pso-online", 5.0] == 2 * forward["pso-online", 1.0]
+
+
 def test_a_trace_is_exact_at_other_batch_sizes(twin):
     """From two batch sizes to any other, forward and backward; and a gradient that is there already is counted once."""
     config = runs.make_config(train_online.OnlineConfig, "pso-online", model=twin, training="full")
