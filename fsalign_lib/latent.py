@@ -256,8 +256,9 @@ class LatentModel:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def checkpoint_gradients(self) -> None:
-        """Compute activations again in the backward, in place of keeping them."""
+        """Compute activations of network and decoder again in the backward, in place of keeping them."""
         self.unet.enable_gradient_checkpointing(self.adapters.checkpoint)
+        self.vae.enable_gradient_checkpointing()  # which a reward's gradient comes back through
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:

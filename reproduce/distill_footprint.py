@@ -82,7 +82,6 @@ class DistillNetworks:
         for network in (*self.trio.networks(), self.model.vae):
             network.disable_gradient_checkpointing()
         if checkpointing:
-            self.model.vae.enable_gradient_checkpointing()
             for model in (self.trio.student, self.trio.assistant, self.trio.teacher):
                 model.checkpoint_gradients()
 

@@ -182,7 +182,8 @@ def all_networks(rows: dict[str, TrainConfig]) -> dict[str, Networks | DistillNe
     made: dict[tuple, Networks] = {}
     distilled: dict[tuple, DistillNetworks] = {}
     found: dict[str, Networks | DistillNetworks] = {}
-    # Those with a reward come first: others, which need none, take the networks that they made.
+    # Those with a reward come first: others, which need none, take the networks that they made, unless these have the
+    # two halves of guidance, which offline losses are without.
     for name, config in sorted(rows.items(), key=lambda item: isinstance(item[1], OfflineConfig)):
         if isinstance(config, DistillConfig):
             if key(config) not in distilled:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 import curve_runs
 import table_command
@@ -25,7 +24,7 @@ import table_settings
 from chunks import processes
 from common import command_line
 from curve_figures import panel
-from fsalign_lib.plotting import contact_sheet
+from fsalign_lib.plotting import contact_sheet, save_pictures
 from measure import sample
 from tables import Prompts, Row, Sheet, Table, World
 
@@ -130,9 +129,7 @@ def draw_drift(work: table_settings.Work, path: Path) -> None:
     every = work.table.rows["sft"].own(work.world.scale)["snapshot_every"]
     heads = [f"update {every * i}" for i in range(columns)]
     titles = [textwrap.fill(f"{title}: {prompt}", 18) for title, _ in COLORS.values() for prompt in prompts]
-    contact_sheet(images, columns=columns, rows=titles, heads=heads).savefig(path, dpi=110)
-    with Image.open(path) as png:
-        png.convert("RGB").quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
+    save_pictures(contact_sheet(images, columns=columns, rows=titles, heads=heads), path)
 
 
 def run(ready: table_command.Ready) -> None:

@@ -18,14 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 import table_command
 import table_runs
 import table_settings
 from chunks import processes
 from common import command_line
-from fsalign_lib.plotting import contact_sheet
+from fsalign_lib.plotting import contact_sheet, save_pictures
 from measure import sample
 from runs import last_checkpoint
 from tables import Prompts, Row, Sampled, Table, World
@@ -127,9 +126,7 @@ def draw_concept(work: table_settings.Work, path: Path) -> None:
     images = torch.stack([row.cpu() for row in rows]).flatten(0, 1)
     heads = [textwrap.fill(prompt, 16) for prompt in prompts]
     titles = [textwrap.fill(this.title, 16) for this in work.table.rows.values()]
-    contact_sheet(images, columns=len(prompts), rows=titles, heads=heads).savefig(path, dpi=110)
-    with Image.open(path) as png:
-        png.convert("RGB").quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
+    save_pictures(contact_sheet(images, columns=len(prompts), rows=titles, heads=heads), path)
 
 
 def run(ready: table_command.Ready) -> None:

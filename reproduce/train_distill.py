@@ -102,7 +102,6 @@ def prepare(
     teacher.to(run.accelerator.device)
     if config.gradient_checkpointing:
         teacher.checkpoint_gradients()
-        teacher.vae.enable_gradient_checkpointing()  # which the reward's gradient comes back through
     if teacher.unet not in (trio.student.unet, trio.assistant.unet):
         teacher.network = run.accelerator.prepare_model(teacher.unet, evaluation_mode=True)
     average = run.trained = Average(trio.student, config.ema, config.ema_ramp)
