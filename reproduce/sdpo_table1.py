@@ -75,8 +75,8 @@ TABLE = Table(
     kernel="ddim",
     pictures={"pocket": 2, "full": 64},
     equal_budgets=("pocket",),
-    note="Trained with T = 20 at pocket scale, where the paper has 50; the last four rows have 50, for one reward and "
-    "one training seed, so they carry no claim.",
+    note="At pocket scale training has T = 20, where the paper has 50; four more rows there have 50, for one reward "
+    "and one training seed, so they carry no claim.",
 )
 SMOKE = World(
     pictures=2,
