@@ -183,6 +183,22 @@ def test_a_trace_is_exact_at_other_batch_sizes(twin):
     assert later.peak(24) > first.peak(24) and first.kept(24) < first.peak(24)
 
 
+def test_known_results_change_no_trace(twin, monkeypatch):
+    """Operations that were seen before are not run again; views, tuples and what works in place are in the networks."""
+    config = runs.make_config(train_online.OnlineConfig, "pso-online", model=twin, training="lora")
+    nets = footprint.Networks(models.load(twin).to(torch.device("meta")), None, config)
+
+    def traced(checkpointing):
+        first, later = nets._update(checkpointing)
+        return [x.tolist() for x in (*first.bytes, *later.bytes)], first.flops_per_row, first.forward
+
+    monkeypatch.setattr(counting, "_known_results", known := {})
+    seen = [traced(checkpointing) for checkpointing in (False, True, False, True)]
+    assert len(known) > 100
+    monkeypatch.setattr(counting, "_call", lambda operation, args, kwargs: operation(*args, **kwargs))
+    assert seen == [traced(False), traced(True)] * 2
+
+
 def test_each_storage_is_counted_once_and_until_it_is_freed():
     weight = torch.empty(1000, device="meta")
     with counting.Meter([weight]) as meter:
