@@ -76,7 +76,7 @@ def test_a_row_starts_from_another_rows_run(small, world, tmp_path, monkeypatch)
     assert set(result["runs"][0]["cells"]) == {"coco-3", "sam-3"}
     assert result["claims"][0]["status"] != "not run", "3 steps are compared with one"
     page = (tmp_path / "dipp_table1.md").read_text()
-    assert "| PickScore | SDXL, 25 steps | 0.229 | not part of this project |  |" in page
+    assert "| PickScore | SDXL, 25 steps | 22.9 | not part of this project |  |" in page
     assert "| DI++, guidance 4.5, reward 10 | 1 x 2 | " in page
 
     other = {**world.settings, "diff-instruct": world.settings["diff-instruct"] | {"lr": 1e-3}}
