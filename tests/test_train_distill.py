@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -232,6 +233,27 @@ def test_guidance_by_reward_is_guidance_in_the_reference_for_the_kl(make):
         a, b = student_gradient(one)[1], student_gradient(two)[1]
         scale = b.abs().max()
         assert ((a - b).abs().max() < 1e-4 * scale) == same
+
+
+def test_guidance_as_a_reward_pulls_as_its_divergence_is_normalised(make):
+    """Beside the pseudo-Huber distance each sample is pulled by alpha_cfg, beside the squared one by the gap itself."""
+    for distance in ("pseudo-huber", "squared"):
+        setup = make("sim", distance, distance=distance, weighting="denoiser", guidance=1.5, guidance_by="reward")
+        setup = replace(setup, config=replace(setup.config, reduction="sum"))
+        some = train_distill.samples(setup, train_distill.batch(setup, 0, STUDENT), ROWS)
+        x0 = some.x0.detach().requires_grad_()
+        given = replace(some, x0=x0, x=x0 + (some.x - some.x0).detach())
+        conditional, unconditional = train_distill.reference(setup, given, given.x.detach())
+        gap = (conditional - unconditional).flatten(1)
+
+        def pull(setup, given=given, x0=x0):
+            return torch.autograd.grad(train_distill.match(setup, given, 0)[0] * len(x0), x0)[0].flatten(1)
+
+        alone = replace(setup, config=replace(setup.config, guidance=0.0))
+        found = pull(setup) - pull(alone)
+        expected = -1.5 * (gap / gap.norm(dim=1, keepdim=True) if distance == "pseudo-huber" else gap)
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+        assert (gap.norm(dim=1) - 1).abs().max() > 0.1, "or the two forms cannot be told apart"
 
 
 def test_the_gradient_of_a_score_divergence_comes_through_both_networks(make):
