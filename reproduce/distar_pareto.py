@@ -56,7 +56,7 @@ def ahead(runs: list[dict], prompts: dict[str, list[str]]) -> None:
             curve = [found[name, seed][cell] for name in KL if (name, seed) in found]
             for metric in (name for name in DIVERSITY if name in own["scores"]):
                 if row == "base":
-                    differences = np.zeros_like(numbers(own["scores"][metric]))
+                    differences = 0 * numbers(own["scores"][metric])  # nan stays where a metric says nothing
                 elif row in SCORE and len(curve) == len(KL):
                     points = [(point["means"][REWARD], numbers(point["scores"][metric])) for point in curve]
                     differences = numbers(own["scores"][metric]) - along(points, own["means"][REWARD])

@@ -151,6 +151,18 @@ def test_diversity_is_compared_at_equal_reward():
     assert at_equal_scale != pytest.approx(found["distar-10"]["means"]["vendi-ahead"], abs=0.1), "rewards count"
 
 
+def test_prompts_of_which_a_metric_says_nothing_are_left_out_of_the_comparison():
+    result = a_result()
+    for run in result["runs"]:
+        run["cells"]["plain-1"]["scores"]["vendi"][1] = [None, None]
+    distar_pareto.ahead(result["runs"], {})
+    found = {run["row"]: run["cells"]["plain-1"] for run in result["runs"]}
+    about = dict.fromkeys(("prompts", "seeds", "steps"), ())
+    against = measure.compare(found["distar-10"] | about, found["base"] | about, "vendi-ahead")
+    assert against.estimate == pytest.approx(1.25 / 2)
+    assert found["base"]["scores"]["vendi-ahead"] == [[0, 0], [None, None], [0, 0], [0, 0]]
+
+
 def test_a_curve_is_followed_in_the_order_of_its_rewards():
     points = [(2.0, np.full((1, 1), 20.0)), (0.0, np.full((1, 1), 0.0)), (1.0, np.full((1, 1), 5.0))]
     for at, value in ((-1, 0), (0, 0), (0.5, 2.5), (1, 5), (1.5, 12.5), (2, 20), (9, 20)):
