@@ -113,7 +113,8 @@ TABLE = Table(
     note="The paper says in words that the score divergence keeps diversity where KL loses it. *Ahead* is a row's "
     "diversity less that of the line through the KL's rows, of the same training seed, at the PickScore that the row "
     "reached; beyond the KL's largest reward, less that of its row there. The model as it is has 0. Recall and "
-    "backgrounds are of the pocket world alone. Reward scales are the paper's (see distar_rows.py).",
+    f"backgrounds are of the pocket world alone; there {distar_rows.STANDS} Reward scales are the paper's (see "
+    "distar_rows.py).",
 )
 SMOKE = World(pictures=4, prompts=3, settings=dict.fromkeys(distar_rows.METHODS, distar_rows.SMOKE))
 

@@ -120,10 +120,11 @@ HELD_OUT = {
     "precision": ("precision", 3),
     "recall": ("recall", 3),
 }
+STANDS = "SDXL-Base stands for the pocket's teacher, DMD2 for its one-step generator."
 PRINTED = (
     "The paper's PickScore and CLIP score are printed here in the units of the other tables: 100 times its cosine, and "
     "its number over 100. Reward scales are the paper's; at pocket scale a reward of 1 is 0.3, 10 is 3, 30 is 10 and "
-    "100 is 30 (distar_rows.py says why)."
+    "100 is 30 (distar_rows.py says why), and " + STANDS
 )
 
 
