@@ -81,10 +81,10 @@ TABLE = Table(
     equal_budgets=(),
     pool=distar_rows.POOL,
     derive=by_category,
-    note=f"100 times HPS's cosine. At pocket scale {distar_rows.STANDS} The text of the paper that is at hand keeps five "
-    "cells of the table: four of the row of longer training, and FLUX's photos. Categories of the pocket world are the "
-    "kinds of its captions; which of the paper's they stand for is nobody's to say, so the claims are on the average "
-    "alone.",
+    note=f"100 times HPS's cosine. At pocket scale {distar_rows.STANDS} The text of the paper that is at hand keeps "
+    "five cells of the table: four of the row of longer training, and FLUX's photos. Categories of the pocket world "
+    "are the kinds of its captions; which of the paper's they stand for is nobody's to say, so the claims are on the "
+    "average alone.",
 )
 SMOKE = World(pictures=2, prompts=4, settings=dict.fromkeys(distar_rows.METHODS, distar_rows.SMOKE))
 
