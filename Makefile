@@ -2,6 +2,7 @@
 # the project there at the versions of constraints.txt; afterwards that takes no time.
 #   make demo                align the shipped few-step model on the CPU and show before | after
 #   make test                format, lint, unit tests, and every notebook re-run and compared with what is committed
+#   make unit                the unit tests alone, without those that are marked slow: what to run while writing code
 #   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
 #   make format              let ruff format and fix
 #   make image-reward        the package that is never resolved by pip; CONTRIBUTING.md says why
@@ -17,7 +18,7 @@ python := $(VENV)/bin/python
 installed := $(VENV)/.fsalign-installed
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test lint format notebooks image-reward clean
+.PHONY: demo test unit lint format notebooks image-reward clean
 .DELETE_ON_ERROR:
 
 demo: $(installed)
@@ -26,6 +27,9 @@ demo: $(installed)
 test: lint
 	OMP_NUM_THREADS=1 $(python) -m pytest tests notebooks -n 2 --dist loadfile --nbval --nbval-current-env \
 	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg $(ARGS)
+
+unit: $(installed)
+	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 lint: $(installed)
 	$(python) -m ruff format --check .

@@ -285,6 +285,7 @@ def fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 def test_full_scale_on_twins(tmp_path, monkeypatch, fresh_accelerate):
     """The published formats, by the command line: DMD2's student, SDXL its teacher, FID left out."""
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone

@@ -66,6 +66,7 @@ def test_flops_by_hand(make):
         assert found["assistant updates"] == pytest.approx((3 + 6 / 3) * 4, rel=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training,checkpointing", [("full", False), ("lora", False), ("lora", True)])
 def test_memory_of_an_update_within_a_tenth(make, training, checkpointing):
     config = make(training=training, gradient_checkpointing=checkpointing, batch=16)
@@ -113,6 +114,7 @@ def test_autocast_is_for_the_networks_alone(make):
     assert nets.student_update(True)[0].flops_per_row["bfloat16"] > update["bfloat16"], "computed again, and cast"
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_table(monkeypatch, capsys, folder):
     monkeypatch.setattr(plan, "meta_model", lambda config: models.load(folder).to(torch.device("meta")))
     monkeypatch.setattr(plan, "meta_reward", lambda name, scale: None)
@@ -142,6 +144,7 @@ def test_a_start_may_be_asked_for(capsys):
         plan.prepare(plan.PlanConfig(table="distar_table2", model="sdxxl"))
 
 
+@pytest.mark.slow
 def test_the_memory_benchmark_compares_both_modes(folder, tmp_path, monkeypatch):
     make_config = runs.make_config
     prompts = tmp_path / "prompts.txt"
@@ -161,6 +164,7 @@ def test_the_memory_benchmark_compares_both_modes(folder, tmp_path, monkeypatch)
         assert record["planned_mb"] == pytest.approx(record["peak_mb"], rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_on_twins(tmp_path):
     out = tmp_path / "tiny.json"
     argv = ["--models", "tiny", "--device", "cpu", "--bases", "one", "--repetitions", "1", "--rank", "1"]

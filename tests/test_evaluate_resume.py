@@ -115,6 +115,7 @@ def start(folder, prompts):
     return lambda out, *kill_at: launch(worker.work, [(folder, prompts, out, at) for at in kill_at])
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(start, whole, tmp_path):
     out = tmp_path / "evaluation.json"
     assert start(out, None, None) == [0, 0]

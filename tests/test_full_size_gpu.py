@@ -22,6 +22,7 @@ def config(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_it_writes_a_record_for_each_case(config):
     full_size_gpu.run(full_size_gpu.prepare(config))
     result = json.loads(config.out.read_text())

@@ -26,6 +26,7 @@ def its_own_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script,some",
     [

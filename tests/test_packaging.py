@@ -173,6 +173,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("target", "commands"),
     [
         ("demo", ["reproduce/demo.py"]),
+        ("unit", ["pytest tests", "not slow"]),
         (
             "test",
             ["ruff format --check", "ruff check", "pytest tests notebooks", "--nbval-sanitize-with=tests/nbval.cfg"],
@@ -240,6 +241,7 @@ def test_unrun_cells_are_found(tmp_path):
         assert guard.unrun_cells(tmp_path / "a.ipynb") == unrun
 
 
+@pytest.mark.slow
 def test_collection_fails_on_an_unrun_notebook(tmp_path):
     shutil.copy(ROOT / "notebooks/conftest.py", tmp_path)
     (tmp_path / "run.ipynb").write_text(notebook_with("1"))

@@ -69,6 +69,7 @@ def by_two(world, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(world, by_two, tmp_path, kind):
     loops = {"offline": train_offline, "distill": train_distill}
@@ -92,6 +93,7 @@ def test_two_processes_train_as_one(world, by_two, tmp_path, kind):
         assert a == pytest.approx(b, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_sharded_tensors_train_are_saved_whole_and_resumed(world, tmp_path):
     """FSDP 2 on two CPU processes, by torch itself: accelerate offers it on GPUs alone."""
     config = commands(world, tmp_path)[-1]
@@ -121,6 +123,7 @@ def test_a_batch_must_divide_among_the_processes(world, tmp_path, monkeypatch, c
         assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_weights_are_the_same(tmp_path):
     argv = ["--kills", "2", "--updates", "6", "--out", str(tmp_path / "kills.json")]
     assert launch(kill_and_resume.main, [(argv,)]) == [0]

@@ -86,6 +86,7 @@ def test_statuses_are_those_of_the_pictures_scores(result):
     assert claim["estimate"] == pytest.approx(above, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not all((WEIGHTS / name).is_dir() for name in table_runs.NETWORKS), reason="the pocket world is not built"
 )
@@ -190,6 +191,7 @@ def test_table_only_without_runs_says_not_run(tmp_path, capsys):
     assert not re.search(r"reproduced,|contradicted,|inconclusive,", page.split("**Claims")[1])
 
 
+@pytest.mark.slow
 def test_dry_run_tells_rows_sources_and_claims(capsys):
     for scale in ("pocket", "full"):
         pso_table2.main(["--dry-run", "--scale", scale])

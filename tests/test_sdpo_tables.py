@@ -253,6 +253,7 @@ def sheets(script, result):
     return dict(list(script.figures(result).items())[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", CHOSEN, ids=lambda script: script.__name__)
 def test_tables_of_curves_run_the_whole_way(script, tiny_world, tmp_path):
     names, steps = CHOSEN[script], script.TABLE.steps if script is sdpo_lcm else (1, 16)
@@ -279,6 +280,7 @@ def test_table_3_smoke(tiny_world, tmp_path):
     assert cosine["copy-hps"] == 0 and all(-1 <= value <= 1 for value in cosine.values())
 
 
+@pytest.mark.slow
 def test_full_scale_on_twins(tmp_path, monkeypatch, capsys):
     """The published formats, by the command line; the table waits for the other rows."""
     monkeypatch.setenv("FSALIGN_HUB", "")  # it is set by the run; so it is put back

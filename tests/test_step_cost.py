@@ -119,6 +119,7 @@ def test_both_sides_of_a_distillation_make_the_same_calls(bench, method):
     assert not torch.equal(before[0], next(trio.student.unet.parameters())), "AdamW's step is part of the update"
 
 
+@pytest.mark.slow
 def test_it_prints_all_ratios_with_their_spread(tmp_path, capsys):
     folder = tiny.build(tmp_path / "tiny")
     given = ["--model", str(folder), "--teacher", str(folder)]
