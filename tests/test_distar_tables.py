@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 import claims
 import common
@@ -275,14 +274,6 @@ def test_fid_at_full_scale_needs_the_statistics_of_the_captions(monkeypatch, tmp
     work = table_settings.Work(table, distar_table1.World(scale="full"), tmp_path, None, None, metrics, {}, {})
     assert set(table_runs.metrics_of(work, "parti")) == {"aesthetic"}
     assert table_runs.metrics_of(work, "coco")["fid"].reference(("a cat",)) is there
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """accelerate remembers the precision of the first run of a process, here and for what comes after."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.slow

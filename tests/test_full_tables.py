@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from accelerate.state import AcceleratorState
 
 import dipp_table1
 import pso_ablations
@@ -13,17 +12,8 @@ import pso_table2
 import pso_table3
 import pso_table4
 import sdpo_lcm
-import sdpo_table1
 import sdpo_table3
 import table_settings
-
-
-@pytest.fixture(autouse=True)
-def its_own_precision():
-    """A process has one, and some tables' is bf16."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.slow
@@ -31,7 +21,6 @@ def its_own_precision():
     "script,some",
     [
         (pso_table2, []),
-        (sdpo_table1, ["--only", "base", "sdpo-hps", "rebel-imagereward", "--seeds", "0"]),
         (sdpo_table3, []),
         (sdpo_lcm, ["--only", "base", "sdpo", "--seeds", "0"]),
         (pso_style, ["--only", "base", "pso", "--seeds", "0"]),
@@ -43,7 +32,7 @@ def its_own_precision():
     ],
     ids=lambda some: some.TABLE.name if hasattr(some, "TABLE") else "",
 )
-def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch):
+def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch, fresh_accelerate):
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
     done = {path.stem for path in (tmp_path / "runs").glob("*.json")}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.state import AcceleratorState
 
 import checkpoints
 import pso_table2
@@ -91,14 +90,6 @@ def test_gradient_checkpointing_keeps_fewer_activations(online):
         return count
 
     assert saved(online("a", gradient_checkpointing=True)) < 0.5 * saved(online("b"))
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """accelerate has one precision in the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])

@@ -281,14 +281,14 @@ def test_table_3_smoke(tiny_world, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_scale_on_twins(tmp_path, monkeypatch, capsys):
+def test_full_scale_on_twins(tmp_path, monkeypatch, capsys, fresh_accelerate):
     """The published formats, by the command line; the table waits for the other rows."""
     monkeypatch.setenv("FSALIGN_HUB", "")  # it is set by the run; so it is put back
     argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]
-    sdpo_table1.main([*argv, "base", "sdpo-hps", "rebel-hps"])
+    sdpo_table1.main([*argv, "base", "sdpo-hps", "rebel-imagereward"])
     assert os.environ["FSALIGN_HUB"] == str(tmp_path / "runs" / "twins")
     assert "to do before there is a table: d3po-imagereward seed 0" in capsys.readouterr().out
-    for row in ("base", "sdpo-hps-0", "rebel-hps-0"):
+    for row in ("base", "sdpo-hps-0", "rebel-imagereward-0"):
         cells = json.loads((tmp_path / "runs" / f"{row}.json").read_text())["cells"]
         assert list(cells) == [f"unseen-{steps}" for steps in (1, 4, 16, 50)]
     assert (tmp_path / "runs" / "sdpo-hps-0" / "snapshots" / "000001").is_dir()
