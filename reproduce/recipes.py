@@ -151,7 +151,8 @@ def of_lr(tried: str = "3e-3, 5e-3, 1e-2, 3e-2") -> str:
 SDPO_PAPER, SDPO_CODE = "SDPO Table 2", "published SDPO code"
 DDPO_CODE, D3PO_CODE = "published DDPO code", "published D3PO code"
 SHARED_START = {"shared_start": (True, "SDPO Fig. 2: one prompt and one x_T")}
-# What the four methods of SDPO's comparison share at each scale (SDPO App. A.1).
+STEPWISE = ("d3po", "ddpo", "rebel", "sdpo")
+# What these four, of SDPO's comparison, share at each scale (SDPO App. A.1).
 STEPWISE_POCKET = {
     "model": ("pocket-turbo", OURS),
     "kernel": ("ddim", "SDPO Sec. 4.1; eta = 1: " + SDPO_CODE),

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import distillation
+import recipes
 from claims import Claim, count, read_claims
 from common import ROOT, core_seconds, write_text
 from table_result import LAST, row_cells
@@ -248,7 +249,7 @@ def page(table: Table, result: dict | None) -> str:
     if result and table.drawn:
         stem = table.name + ("-full" if result["scale"] == "full" else "")
         parts += [f"![{caption}]({stem}-{name}.png)" for name, caption in table.drawn.items()]
-    if table.curve:
+    if table.curve or any(row.method in recipes.STEPWISE for row in table.rows.values()):
         parts.append(costs(table, result))
     elif any(row.method in distillation.DISTILL for row in table.rows.values()):
         parts.append(distill_costs(table, result))
@@ -259,24 +260,37 @@ def page(table: Table, result: dict | None) -> str:
 
 
 def costs(table: Table, result: dict | None) -> str:
-    """What each row took, and how far from the reference it went."""
+    """What each row took, and for a curve how far from the reference it went."""
+    about = {"samples": ".0f", "queries": ".0f", "hours": ".3f"} | ({"kl": ".3g"} if table.curve else {})
+    titles = {"samples": "samples", "queries": "reward queries", "hours": "training, hours", "kl": "KL of a step"}
     body = []
     for name, row in table.rows.items():
         if row.method is None:
             continue
-        ends = [run["curve"][-1] for run in result["runs"] if run["row"] == name] if result else []
-        values = [NOT_RUN] * 4
-        if ends:
-            mean = {key: statistics.mean(end[key] for end in ends) for key in ("samples", "queries", "hours", "kl")}
-            values = [f"{mean['samples']:.0f}", f"{mean['queries']:.0f}", f"{mean['hours']:.3f}", f"{mean['kl']:.3g}"]
+        made = [run for run in result["runs"] if run["row"] == name] if result else []
+        ends = [run["curve"][-1] if table.curve else spent(run["training"]) for run in made]
+        values = [
+            f"{statistics.mean(end[key] for end in ends):{form}}" if ends else NOT_RUN for key, form in about.items()
+        ]
         body.append([told(row), *values])
-    table_ = lines(["row", "samples", "reward queries", "training, hours", "KL of a step"], body)
-    note = (
-        f"Of one run{', the mean over training seeds' * (len(table.seeds) > 1)}. Hours are core hours on a CPU. KL to "
-        "the reference in nats, summed over dimensions, the mean over the stochastic steps of the policy's own "
-        "trajectories at the end of training, with as many steps as it was trained with."
-    )
+    table_ = lines(["row", *(titles[key] for key in about)], body)
+    note = f"Of one run{', the mean over training seeds' * (len(table.seeds) > 1)}. Hours are core hours on a CPU."
+    if table.curve:
+        note += (
+            " KL to the reference in nats, summed over dimensions, the mean over the stochastic steps of the policy's "
+            "own trajectories at the end of training, with as many steps as it was trained with."
+        )
     return f"## What it took\n\n{table_}\n\n{note}"
+
+
+def spent(training: dict) -> dict[str, float]:
+    """Samples, reward queries and core hours of an online run."""
+    config = training["config"]
+    return {
+        "samples": 2 * config["pairs"] * config["rounds"],
+        "queries": training["queries"],
+        "hours": core_seconds(training) / 3600,
+    }
 
 
 def distill_costs(table: Table, result: dict | None) -> str:

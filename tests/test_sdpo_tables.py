@@ -294,6 +294,17 @@ def test_full_scale_on_twins(tmp_path, monkeypatch, capsys, fresh_accelerate):
     assert (tmp_path / "runs" / "sdpo-hps-0" / "snapshots" / "000001").is_dir()
 
 
+def test_what_each_row_took_stands_beside_it():
+    made = {"config": {"pairs": 16, "rounds": 32}, "queries": 2560.0, "device": "CPU (x86_64)", "threads": 1}
+    made |= {"wall_seconds": 999.0}
+    runs = [
+        {"row": "sdpo-hps", "seed": seed, "training": made | {"cpu_seconds": s}} for seed, s in ((0, 360), (1, 720))
+    ]
+    told = table_text.costs(sdpo_table1.TABLE.at("pocket"), {"runs": runs})
+    assert "| SDPO, HPSv2 | 1024 | 2560 | 0.150 |" in told
+    assert "| DDPO, HPSv2 | not run | not run | not run |" in told and "KL" not in told
+
+
 def curve(*means):
     """(K + 1, 2 prompts, 2 pictures) around the means."""
     return np.array(means)[:, None, None] + np.array([[0.1, -0.1], [0.2, -0.2]])
