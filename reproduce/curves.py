@@ -98,6 +98,16 @@ def summarise(table: Table, runs: list[dict]) -> None:
         ]
 
 
+def spent(training: dict) -> dict[str, float]:
+    """Samples, reward queries and hours of a whole online run, from a result, which keeps no history."""
+    config = training["config"]
+    return {
+        "samples": 2 * config["pairs"] * config["rounds"],
+        "queries": training["queries"],
+        "hours": hours(training),
+    }
+
+
 def cost(training: dict | None, number: int) -> dict[str, float]:
     """Samples, reward queries and hours of the first `number` rounds or updates."""
     if training is None:

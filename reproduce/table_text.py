@@ -9,6 +9,7 @@ import distillation
 import recipes
 from claims import Claim, count, read_claims
 from common import ROOT, core_seconds, write_text
+from curves import spent
 from table_result import LAST, row_cells
 from tables import Row, Table
 
@@ -281,16 +282,6 @@ def costs(table: Table, result: dict | None) -> str:
             "own trajectories at the end of training, with as many steps as it was trained with."
         )
     return f"## What it took\n\n{table_}\n\n{note}"
-
-
-def spent(training: dict) -> dict[str, float]:
-    """Samples, reward queries and core hours of an online run."""
-    config = training["config"]
-    return {
-        "samples": 2 * config["pairs"] * config["rounds"],
-        "queries": training["queries"],
-        "hours": core_seconds(training) / 3600,
-    }
 
 
 def distill_costs(table: Table, result: dict | None) -> str:
