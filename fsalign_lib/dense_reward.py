@@ -71,8 +71,8 @@ def anchor_step(x0_hat: Tensor) -> Tensor:
     $$\arg\min_{0 < n < T-1} \cos(\hat x_0^{(n)}, \hat x_0^{(0)}) + \cos(\hat x_0^{(n)}, \hat x_0^{(T-1)}),$$
 
     the earliest of equals. Published code lets n run over all steps. But where the predictions move along an arc
-    the sum is least at its ends (at angle a of an arc h it is cos a + cos(h - a)), and the query is spent on a step
-    already known; so the two ends stay out, as printed.
+    the sum is least at its ends (at angle a of an arc h < pi it is cos a + cos(h - a)), and the query is spent on a
+    step already known; so the two ends stay out, as printed.
 
     Returns:
         long.  # (B,)

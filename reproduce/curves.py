@@ -7,8 +7,11 @@ Point 0 is the model as it was; the others are snapshots. Of a metric m, picture
 | m | s_K, the end of training |
 | m-gain | s_K - s_0 |
 | m-rise | the mean of s - s_0 over training, by the trapezoid rule: the steeper a curve, the larger |
-| m-drop | s_i - s_j, i < j, where the run's mean fell most from its best so far; 0 if it never fell |
+| m-drop | s_i - s_j, i < j, where the mean over the other half of the prompts fell most from its best so far, or 0 |
 | m-timed | s at the time when the quickest run of the table had ended, between snapshots linearly |
+
+The places i and j of a drop are chosen on one half of the prompts and measured on the other, both ways round: the
+largest fall among noisy means is positive whatever the model does, and so it is 0 on average unless it is there again.
 
 The time of a point is its share of the rounds of the run's CPU time, or on a GPU of its wall time.
 """
@@ -35,10 +38,14 @@ def rise(scores: np.ndarray, x: Sequence[float]) -> np.ndarray:
 
 
 def drop(scores: np.ndarray, x: Sequence[float]) -> np.ndarray:
-    mean = scores.mean((1, 2))
-    best = [int(mean[: j + 1].argmax()) for j in range(len(mean))]
-    j = int(np.argmax(mean[best] - mean))
-    return scores[best[j]] - scores[j]
+    """With a single prompt, chosen where it is measured."""
+    fold, falls = np.arange(scores.shape[1]) % 2, np.empty(scores.shape[1:])
+    for measured in (fold == 0, fold == 1):
+        mean = scores[:, ~measured if (~measured).any() else measured].mean((1, 2))
+        best = [int(mean[: j + 1].argmax()) for j in range(len(mean))]
+        j = int(np.argmax(mean[best] - mean))
+        falls[measured] = (scores[best[j]] - scores[j])[measured]
+    return falls
 
 
 def at(scores: np.ndarray, x: Sequence[float], where: float) -> np.ndarray:

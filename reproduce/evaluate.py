@@ -6,7 +6,7 @@ accelerate launch --num_processes 8 reproduce/evaluate.py --scale full --model s
 
 The start noise and the sampler's noise depend on (seed, prompt) alone, so that two models are compared picture by
 picture. With a checkpoint, the model that it was trained from is scored as well, and each metric's mean difference
-gets a 95% paired bootstrap interval. What each metric is stands in scoring.py.
+gets a 95% interval of paired differences. What each metric is stands in scoring.py.
 
 Work is done in chunks of whole prompts, the same whatever the number of processes, which share them. Finished chunks
 lie in <out>.parts: the same command goes on where it was killed, and the numbers are the same. The page is report.py's.

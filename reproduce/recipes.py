@@ -71,6 +71,7 @@ ONLINE: dict[str, Loss] = {
     "sdpo": lambda data, c: sdpo(*data.branches(), data.advantage[:, 0], data.advantage[:, 1], data.weight, c.clip),
 }
 WITH_REFERENCE = ("pso-online", "d3po")
+WITH_ADVANTAGES = ("ddpo", "rebel", "sdpo")
 OFFLINE: dict[str, Loss] = {
     "pso-offline": lambda data, c: pso_offline(*data.winner_loser(), c.beta, c.sum_steps),
     "diffusion-dpo": lambda data, c: diffusion_dpo(*data.winner_loser(), c.beta),
@@ -150,7 +151,6 @@ def of_lr(tried: str = "3e-3, 5e-3, 1e-2, 3e-2") -> str:
 
 SDPO_PAPER, SDPO_CODE = "SDPO Table 2", "published SDPO code"
 DDPO_CODE, D3PO_CODE = "published DDPO code", "published D3PO code"
-SHARED_START = {"shared_start": (True, "SDPO Fig. 2: one prompt and one x_T")}
 STEPWISE = ("d3po", "ddpo", "rebel", "sdpo")
 # What these four, of SDPO's comparison, share at each scale (SDPO App. A.1).
 STEPWISE_POCKET = {
@@ -171,6 +171,7 @@ STEPWISE_POCKET = {
     "minibatch": (16, SDPO_CODE + ": an update over the round's pairs, for ImageReward and HPS"),
     "epochs": (1, SDPO_CODE),
     "micro_batch": (32, OURS),
+    "save_every": (8, OURS),
 }
 STEPWISE_FULL = STEPWISE_POCKET | {
     "model": ("sd-turbo", "SDPO Sec. 4.1"),
@@ -186,6 +187,7 @@ STEPWISE_FULL = STEPWISE_POCKET | {
     "pairs": (128, SDPO_PAPER + ": 4 batches of 8 on 4 GPUs"),
     "minibatch": (64, SDPO_PAPER + ": 2 x 8 on 4 GPUs; 128 for ImageReward and HPS"),
     "micro_batch": (8, OURS),
+    "save_every": (10, OURS + "; published code: each round"),
 }
 STATISTICS = {
     "buffer": (32, SDPO_PAPER),
@@ -198,25 +200,27 @@ STATISTICS_FULL = STATISTICS | {"min_count": (16, SDPO_PAPER)}
 # 1e-4 of SD-Turbo's 16,384 dimensions bounds a step's ratio by e^1.6; the pocket's latents have 1,024.
 CLIP_POCKET = {"clip": (1.6e-3, OURS + ": the published 1e-4 in nats a step, on a sixteenth of the dimensions")}
 CLIP = {"clip": (1e-4, SDPO_PAPER + " and " + DDPO_CODE)}
-SDPO = (
-    SHARED_START
-    | CLIP
-    | {
-        "updates": ("shuffled", "SDPO Eq. 16"),
-        "queries": ("adaptive", "SDPO Eqs. 9-11"),
-        "gamma": (0.99, SDPO_PAPER),
-        "normalize": ("step-prompt", "SDPO Sec. 3.3"),
-        "eta": (1.0, SDPO_PAPER),
-        "decay": (0.99, SDPO_PAPER),
-    }
-)
+SDPO = CLIP | {
+    "shared_start": (True, "SDPO Fig. 2: one prompt and one x_T"),
+    "updates": ("shuffled", "SDPO Eq. 16"),
+    "queries": ("adaptive", "SDPO Eqs. 9-11"),
+    "gamma": (0.99, SDPO_PAPER),
+    "normalize": ("step-prompt", "SDPO Sec. 3.3"),
+    "eta": (1.0, SDPO_PAPER),
+    "decay": (0.99, SDPO_PAPER),
+}
 DDPO = CLIP | {"normalize": ("prompt", DDPO_CODE)}
-REBEL = SHARED_START | {
+REBEL = {
+    "shared_start": (False, "SDPO Sec. 2.2: two independent trajectories; published RLCM code: a start each"),
     "normalize": ("prompt", "SDPO App. A.1: running statistics as DDPO"),
     "sum_steps": ("inside", "REBEL; SDPO Eq. 7 prints it outside"),
     "eta": (1.0, OURS),
 }
-D3PO = SHARED_START | {
+REBEL_POCKET = REBEL | {
+    "shared_start": (True, OURS + ": the normaliser of REBEL's optimum cancels in pairs of one start alone; paper: two")
+}
+D3PO = {
+    "shared_start": (True, D3PO_CODE),
     "beta": (0.1, D3PO_CODE),
     "clamp": (0.1, D3PO_CODE),
 }
@@ -262,8 +266,14 @@ RECIPES: dict[tuple[str, str], dict[str, tuple[Any, str]]] = (
         | {"lr": (1e-4, SDPO_PAPER + ", Aesthetic; 5e-5 for ImageReward and HPS, 6e-5 for PickScore")},
         ("ddpo", "pocket"): STEPWISE_POCKET | STATISTICS_POCKET | DDPO | CLIP_POCKET | {"lr": (5e-3, of_lr())},
         ("ddpo", "full"): STEPWISE_FULL | STATISTICS_FULL | DDPO | {"lr": (3e-4, DDPO_CODE)},
-        ("rebel", "pocket"): STEPWISE_POCKET | STATISTICS_POCKET | REBEL | {"lr": (5e-3, of_lr())},
-        ("rebel", "full"): STEPWISE_FULL | STATISTICS_FULL | REBEL | {"lr": (3e-4, "SDPO App. A.1: as DDPO")},
+        ("rebel", "pocket"): STEPWISE_POCKET | STATISTICS_POCKET | REBEL_POCKET | {"lr": (5e-3, of_lr())},
+        ("rebel", "full"): STEPWISE_FULL
+        | STATISTICS_FULL
+        | REBEL
+        | {
+            "lr": (3e-4, "SDPO App. A.1: as DDPO"),
+            "micro_batch": (1, OURS + ": a row is a whole pair, 100 pictures at T = 50"),
+        },
         ("d3po", "pocket"): STEPWISE_POCKET | D3PO | {"lr": (5e-3, of_lr())},
         ("d3po", "full"): STEPWISE_FULL | D3PO | {"lr": (3e-4, "SDPO App. A.1: as DDPO")},
         ("pso-offline", "pocket"): OFFLINE_POCKET | GRID,

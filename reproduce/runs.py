@@ -400,12 +400,12 @@ class Run:
         self.history.append(row)
         if self.config.tracker:
             self.accelerator.log(row, step=step)
-        if (step + 1) % self.config.save_every == 0 or step + 1 == total:
-            self.save(step + 1)
         if self.config.snapshot_every and (step + 1) % self.config.snapshot_every == 0:
             checkpoints.snapshot(
                 self.config.out, step + 1, self.accelerator, self.model, self.trained.trained_tensors()
             )
+        if (step + 1) % self.config.save_every == 0 or step + 1 == total:
+            self.save(step + 1)  # after the snapshot: a run that goes on from here does not make that one again
         return row
 
     def save(self, step: int) -> None:

@@ -100,7 +100,7 @@ class Pairs:
     cond: Cond  # P
     states: Tensor  # (P, 2, N+1, ...)
     logp_old: Tensor  # (P, 2, N)
-    reward: Tensor  # (P, 2), of the last picture
+    reward: Tensor  # (P, 2), of the last picture; for methods that query predictions (SDPO), of the last prediction
     advantage: Tensor | None  # (P, 2, N)
     queries: int  # pictures scored
 

@@ -9,7 +9,7 @@ number of steps of the training (see curve_runs.policy_kl). Fig. 3 of the paper 
 themselves; here all points are pictures of fixed noise.
 
 What the paper's text claims of a curve is decided so: "highest" by the reward at the end of training, "steeper" by its
-mean rise over training (see curves), each by the paired bootstrap of all claims.
+mean rise over training (see curves), each by the interval of all claims.
 """
 
 from collections.abc import Sequence

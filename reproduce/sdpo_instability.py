@@ -6,11 +6,12 @@ python reproduce/sdpo_instability.py --smoke --out runs/smoke
 The paper says that these methods "struggle to maintain stable reward optimization" there, "some exhibiting significant
 reward collapse". What a program can decide of it:
 
-- the drop of a curve is its largest fall from the best so far (see curves), on the same noise at each snapshot;
+- the drop of a curve is its largest fall from the best so far, found on one half of the prompts and measured on the
+  other (see curves), on the same noise at each snapshot;
 - training is unstable on short trajectories if its drop is larger than that of the same method trained on long ones,
   both networks sampled in that small number of steps: a claim for each method at 1 and at 2 steps, and for DDPO on
-  mixed lengths at 16. The two drops are of runs of as many samples, with as many snapshots, so that what the choice of
-  the largest fall adds to a drop, it adds to both;
+  mixed lengths at 16. The two drops are of runs of as many samples, with as many snapshots; a curve that only seems to
+  fall, by the chance of its pictures, has a drop of 0 on average;
 - a row has collapsed if its gain, the end less the start, is below 0. The paper does not say which rows have: it is
   shown, not claimed.
 
@@ -77,7 +78,8 @@ TABLE = Table(
     pictures={"pocket": 2, "full": 8},
     seeds=(0,),
     curve=True,
-    note="*Largest drop* is the largest fall of the curve from its best so far, on the same noise at each snapshot. "
+    note="*Largest drop* is the largest fall of the curve from its best so far, found on one half of the prompts and "
+    "measured on the other, on the same noise at each snapshot. "
     "Training on short trajectories is unstable if its drop is above that of the same method trained on long ones, "
     "both sampled in as many steps as the short one has. *Gain* is the end less the start: below 0 the row has "
     "collapsed.",

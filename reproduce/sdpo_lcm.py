@@ -6,8 +6,9 @@ python reproduce/sdpo_lcm.py --smoke --out runs/smoke
 The paper takes RLCM's code for DDPO and REBEL, and RLCM's settings for SDPO too, but for SDPO's own (App. A.2); it says
 neither which reward nor how many steps. Ours are those of RLCM's Aesthetic task, 8 steps of the model's own sampler.
 That sampler predicts the clean sample and noises it afresh; its last step is deterministic, and is not trained (RLCM
-noises it too). As in RLCM, REBEL's two samples have a start each, where SDPO's share theirs. RLCM lets the learning
-rate fall, by a third over a run; here it stays.
+noises it too). As in RLCM, REBEL's two samples have a start each, where SDPO's share theirs. What RLCM has and
+we have not: a learning rate that falls by a third over a run; REBEL without a limit on gradient norm and advantages,
+which here are DDPO's, as SDPO's App. A.1 has it for the other model.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ SHARED = {"reward": "aesthetic", "kernel": "renoise", "steps": 8, "snapshot_ever
 OWN = {"ddpo": {"lr": 3e-3}, "rebel": {"lr": 3e-3, "shared_start": False}, "sdpo": {"lr": 1e-3}}
 RLCM = {  # the published code's, for Aesthetic
     "lr": 1e-4,
+    "weight_decay": 0.0,
     "rank": 8,
     "alpha": 8,
     "grad_clip": 5.0,

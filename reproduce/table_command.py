@@ -167,7 +167,8 @@ def description(table: Table, scale: str) -> str:
     for name, row in table.rows.items():
         parts.append(f"\nrow {name}: {row.title}" + what(row, scale))
         if row.method:
-            parts.append(recipes.describe(row.method, scale, own_settings(table, row, scale)))
+            own = own_settings(table, row, scale) | {"seed": row.seeds or table.seeds}
+            parts.append(recipes.describe(row.method, scale, own))
     if table.targets:
         parts.append(f"\ntargets {table.targets[scale]}: {targets.SETS[table.targets[scale]]}")
     elif any(row.method in recipes.OFFLINE for row in table.rows.values()):

@@ -218,11 +218,12 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
 
 
 def trained_run(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
-    """A run that another table trained to its end, or that is trained now."""
+    """A run that was trained to its end, by another table or before this one was stopped, or that is trained now."""
     config = training_config(work, row, seed)
-    if not (work.table.pool and (config.out / "result.json").exists()):
+    if not (config.out / "result.json").exists() or isinstance(config, DistillConfig) and not work.table.pool:
         return train(work, row, seed)
-    model = work.model.to(processes().device) if work.world.scale == "full" else work.model
+    model = load_model(config) if not work.table.pool else work.model
+    model = model.to(processes().device) if work.world.scale == "full" else model
     model.load_adapter(last_checkpoint(config.out))
     return config, model
 

@@ -177,8 +177,8 @@ def ended(result: dict | None, row: str, key: str, decimals: int) -> str:
 
 def tuning(table: Table, result: dict | None) -> str:
     """What was tried for each row before its settings were fixed."""
-    told = result["tuning"] if result else {name: row.tuning for name, row in table.rows.items() if row.tuning}
-    return "## Tuning\n\n" + lines(["row", "tried"], [[table.rows[name].title, what] for name, what in told.items()])
+    tried = result["tuning"] if result else {name: row.tuning for name, row in table.rows.items() if row.tuning}
+    return "## Tuning\n\n" + lines(["row", "tried"], [[told(table.rows[name]), what] for name, what in tried.items()])
 
 
 def told(row: Row) -> str:
@@ -234,9 +234,10 @@ def page(table: Table, result: dict | None) -> str:
     parts = [
         f"# {table.title}",
         f"Made by `python reproduce/{table.name}.py`; do not edit. {numbers}. A claim is "
-        "*reproduced* when the 95% paired bootstrap interval of its difference, over "
+        "*reproduced* when the 95% interval of its paired difference, over "
         f"{'training seeds, ' * (seeds > 1)}prompts and pictures, lies above 0, *contradicted* when it lies below, "
-        "*inconclusive* when it holds 0.",
+        "*inconclusive* when it holds 0. Each claim has an interval of its own: of 40 differences that are none, two "
+        "would be decided by chance.",
         *([ONE_SEED] if seeds == 1 else []),
         *([table.note] if table.note else []),
         f"**Claims: {total(table, result)}.**",
@@ -269,13 +270,19 @@ def costs(table: Table, result: dict | None) -> str:
         if row.method is None:
             continue
         made = [run for run in result["runs"] if run["row"] == name] if result else []
-        ends = [run["curve"][-1] if table.curve else spent(run["training"]) for run in made]
-        values = [
-            f"{statistics.mean(end[key] for end in ends):{form}}" if ends else NOT_RUN for key, form in about.items()
-        ]
+        timed = [run for run in made if "cpu_seconds" in run["training"]]  # older runs have wall time alone
+        values = []
+        for key, form in about.items():
+            those = timed or made if key == "hours" else made
+            ends = [run["curve"][-1] if table.curve else spent(run["training"]) for run in those]
+            wall = " (wall)" if key == "hours" and not timed else ""
+            values.append(f"{statistics.mean(end[key] for end in ends):{form}}{wall}" if ends else NOT_RUN)
         body.append([told(row), *values])
     table_ = lines(["row", *(titles[key] for key in about)], body)
-    note = f"Of one run{', the mean over training seeds' * (len(table.seeds) > 1)}. Hours are core hours on a CPU."
+    note = (
+        f"Of one run{', the mean over training seeds' * (len(table.seeds) > 1)}. Hours are core hours on a CPU, of the "
+        "runs that recorded CPU time; *wall* where none did: longer, since another run was beside it."
+    )
     if table.curve:
         note += (
             " KL to the reference in nats, summed over dimensions, the mean over the stochastic steps of the policy's "

@@ -76,6 +76,15 @@ def check_settings(config: OnlineConfig, kernel: Kernel) -> None:
     for name in ("clip", "clamp"):
         if getattr(config, name) is not None:
             positive(config, name)
+    below_one = {"ddpo": "clip", "d3po": "clamp", "pso-online": "clamp"}.get(config.method)  # ranges of a ratio
+    if below_one and (getattr(config, below_one) or 0.0) >= 1:
+        raise ValueError(f"{below_one} = {getattr(config, below_one)}: a ratio's range around 1, expected below 1")
+    if config.method in recipes.WITH_ADVANTAGES and config.normalize is None:
+        raise ValueError(f"{config.method} with normalize = None: its loss needs advantages; use prompt or global")
+    if config.method == "rebel" and config.queries != "final":
+        raise ValueError(
+            f"rebel with queries = {config.queries!r}: it compares rewards of whole trajectories; use final"
+        )
 
 
 def minibatches(setup: Setup, pairs: Pairs, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

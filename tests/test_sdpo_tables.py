@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,7 @@ import table_command
 import table_result
 import table_text
 import tiny
+import train_online
 from fsalign_lib import models
 from fsalign_lib.rollout import rollout
 from measure import picture_noise
@@ -104,6 +106,19 @@ def table1(made):
 @pytest.fixture(scope="module")
 def curved(made):
     return json.loads((made / "sdpo_curves.json").read_text())
+
+
+def test_a_finished_training_is_not_entered_again(made, tiny_world, tmp_path, monkeypatch):
+    """Stopped between training and evaluation: the training's own account of itself stays."""
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "sdpo-hps-0.json").unlink()
+    training = (tmp_path / "runs" / "sdpo-hps-0" / "result.json").read_text()
+    monkeypatch.setattr(train_online, "run", None)  # calling it fails
+    table = a_part(sdpo_table1.TABLE, ROWS, STEPS)
+    again = make_table(sdpo_table1, table, tiny_world(sdpo_table1, rounds=2), tmp_path)
+    assert (tmp_path / "runs" / "sdpo-hps-0" / "result.json").read_text() == training
+    before = json.loads((made / "sdpo_table1.json").read_text())
+    assert [run["cells"] for run in again["runs"]] == [run["cells"] for run in before["runs"]]
 
 
 def test_table_1_runs_at_one_budget_and_is_decided(table1):
@@ -274,10 +289,24 @@ def test_tables_of_curves_run_the_whole_way(script, tiny_world, tmp_path):
 def test_table_3_smoke(tiny_world, tmp_path):
     world = replace(tiny_world(sdpo_table3), settings={})
     found = make_table(sdpo_table3, sdpo_table3.TABLE, world, tmp_path, run=sdpo_table3.run)
-    assert len(found["runs"]) == 24 and len(found["claims"]) == 60
+    assert len(found["runs"]) == 24 and len(found["claims"]) == 52
     assert "not run" not in {c["status"] for c in found["claims"]}
     cosine = {run["row"]: run["cells"]["animals-50"]["means"]["cosine"] for run in found["runs"]}
     assert cosine["copy-hps"] == 0 and all(-1 <= value <= 1 for value in cosine.values())
+    for run in found["runs"]:  # L2 and cosine of standardised rewards are one number
+        scores = {name: np.array(values) for name, values in run["cells"]["animals-50"]["scores"].items()}
+        if not run["row"].startswith("copy"):
+            expected = (2 * sdpo_table3.VALUES * (1 - scores["cosine"])) ** 0.5
+            np.testing.assert_allclose(scores["l2"], expected, rtol=1e-2, atol=0.2)
+
+
+def test_table_3_is_in_the_papers_units():
+    """Its L2 and its cosine fit together at 12,800 values, and for no copy: there it is not that of zero either."""
+    for (_, row, _), line in table_text.printed(sdpo_table3.TABLE).items():
+        by_cosine = (2 * sdpo_table3.VALUES * (1 - float(line["cosine"]))) ** 0.5
+        fits = abs(by_cosine - float(line["l2"])) <= 0.55
+        assert fits != row.startswith("copy"), (row, by_cosine, line["l2"])
+        assert not row.startswith("copy") or float(line["l2"]) > sdpo_table3.VALUES**0.5 + 10
 
 
 @pytest.mark.slow
@@ -302,6 +331,10 @@ def test_what_each_row_took_stands_beside_it():
     ]
     told = table_text.costs(sdpo_table1.TABLE.at("pocket"), {"runs": runs})
     assert "| SDPO, HPSv2 | 1024 | 2560 | 0.150 |" in told
+    older = {"row": "sdpo-hps", "seed": 2, "training": made}  # without CPU time: it says nothing of the others'
+    assert table_text.costs(sdpo_table1.TABLE.at("pocket"), {"runs": [*runs, older]}) == told
+    alone = table_text.costs(sdpo_table1.TABLE.at("pocket"), {"runs": [older]})
+    assert "| SDPO, HPSv2 | 1024 | 2560 | 0.278 (wall) |" in alone
     assert "| DDPO, HPSv2 | not run | not run | not run |" in told and "KL" not in told
 
 
@@ -323,6 +356,12 @@ def test_numbers_of_a_curve():
     picture[3, 0, 0] -= 4
     found = curves.drop(picture, range(6))
     assert found[0, 0] == pytest.approx(5.5) and found[0, 1] == pytest.approx(1.5), "picture by picture, at one place"
+    picture[5, 1] -= 9
+    found = curves.drop(picture, range(6))
+    assert found[1] == pytest.approx([1.5, 1.5]), "at the place of the other prompt's fall, not of its own"
+    assert found[0] == pytest.approx([0.2, 0.2])
+    noise = np.random.default_rng(0).normal(size=(200, 9, 20, 2))  # of models that stand still
+    assert abs(np.mean([curves.drop(each, range(9)).mean() for each in noise])) < 0.03, "no drop by choosing it"
     for where, value in ((0.0, 0.0), (0.5, 0.5), (2.0, 1.0), (9.0, 1.0)):
         assert curves.at(up, x, where).mean() == pytest.approx(value)
     assert curves.at(curve(0.3), [0], 1.0).mean() == pytest.approx(0.3)
@@ -408,7 +447,7 @@ def test_claims_are_about_what_the_table_has(script):
 def test_every_order_that_the_figures_show_is_a_claim():
     rewards, others = ("aesthetic", "imagereward", "hps"), ("d3po", "ddpo", "rebel")
     found = {(c.metric, c.above, c.below, c.steps) for c in claims.read_claims("sdpo-curves")}
-    highest = {(r, f"sdpo-{r}", f"{m}-{r}", s) for r in rewards for m in others for s in sdpo_curves.TABLE.steps}
+    highest = {(r, f"sdpo-{r}", f"{m}-{r}", s) for r in rewards for m in others for s in (1, 2, 4, 8, 16)}
     assert found == highest | {(f"{r}-rise", f"sdpo-{r}", f"{m}-{r}", 50) for r in rewards for m in others}
     about = claims.read_claims("sdpo-ablations")
     assert {c.below for c in about} == set(sdpo_ablations.VARIANTS) - {"without-last"} and {c.steps for c in about} == {

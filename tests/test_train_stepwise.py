@@ -149,6 +149,35 @@ def test_snapshots_are_kept(make, folder):
     assert not torch.equal(next(iter(again.trained_parameters().values())), setup.run.parameters[0])
 
 
+def test_a_run_killed_at_a_checkpoint_has_its_snapshot(make, monkeypatch):
+    """The snapshot of a round is written first: a run that goes on from that round does not make it again."""
+
+    def kill(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    setup = make(out="stopped", rounds=2, snapshot_every=1, save_every=1)
+    monkeypatch.setattr(setup.run, "save", kill)
+    with pytest.raises(KeyboardInterrupt):
+        next(train_online.train(setup))
+    assert (setup.config.out / "snapshots" / "000001").is_dir()
+
+
+@pytest.mark.parametrize(
+    "method,settings,message",
+    [
+        ("ddpo", {"clip": 1.5}, "clip = 1.5: a ratio's range around 1, expected below 1"),
+        ("d3po", {"clamp": 2.0}, "clamp = 2.0: a ratio's range"),
+        ("ddpo", {"normalize": None}, "ddpo with normalize = None: its loss needs advantages; use prompt or global"),
+        ("rebel", {"normalize": None}, "rebel with normalize = None"),
+        ("sdpo", {"normalize": None}, "sdpo with normalize = None"),
+        ("rebel", {"queries": "adaptive"}, "rebel with queries = 'adaptive': it compares rewards of whole"),
+    ],
+)
+def test_what_a_loss_would_refuse_is_told_before_anything_is_sampled(make, method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(method, **settings)
+
+
 def test_a_ratio_that_is_not_one_is_told(make, monkeypatch):
     setup = make()
     monkeypatch.setattr(train_online, "log_probs", lambda setup, pairs, which, steps: pairs.logp_old[which] + 2e-4)
