@@ -3,7 +3,7 @@
 A chunk's file appears whole or not at all. What is in it depends on the chunk alone, not on who computed it or when.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -57,3 +57,20 @@ class Chunks:
             if not self.path(index).exists():
                 raise FileNotFoundError(f"{self.path(index)} is missing: all processes must write to one shared folder")
             yield load_file(self.path(index))
+
+
+def in_chunks(
+    compute: Callable[[int], dict[str, Tensor]], count: int, folder: Path | None, title: str | None
+) -> Iterable[dict[str, Tensor]]:
+    """What `compute` gives for 0, ..., count - 1, in this order.
+
+    Args:
+        folder: of the chunks, which all processes share and which stay; None: this process computes all.
+        title: of the progress bar; None: there is none without a folder.
+    """
+    if folder is None:
+        return map(compute, tqdm(range(count), desc=title, disable=title is None))
+    chunks, state = Chunks(folder, count), processes()
+    chunks.fill(compute, state, title)
+    state.wait_for_everyone()
+    return chunks.read()

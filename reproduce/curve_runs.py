@@ -50,7 +50,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     path = run_path(work.folder, row, seed)
     if work.table.rows[row].method is None or path.exists():
         return table_runs.do_run(work, row, seed)
-    folder = find(work, row, seed) if work.table.reads else table_runs.train(work, row, seed)[0].out
+    folder = find(work, row, seed) if work.table.reads else table_runs.trained_run(work, row, seed)[0].out
     if folder is None:
         return
     training = json.loads((folder / "result.json").read_text())

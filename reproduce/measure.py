@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from scipy.stats import t as student_t
 from torch import Tensor
-from tqdm import tqdm
 
-from chunks import Chunks, processes
+from chunks import in_chunks
 from diversity import Manifold
 from fsalign_lib.frechet import Moments, gaussian_frechet
 from fsalign_lib.latent import LatentModel
@@ -215,14 +214,7 @@ def evaluate(
         few = list(prompts[index * some : (index + 1) * some])
         return score(sample(model, kernel_name, steps, few, seeds, eta), few, seeds, metrics)
 
-    if folder is None:
-        parts = map(part, tqdm(range(count), desc=progress, disable=progress is None))
-    else:
-        chunks, state = Chunks(folder, count), processes()
-        chunks.fill(part, state, progress)
-        state.wait_for_everyone()
-        parts = chunks.read()
-    return gather(parts, kernel_name or model.kernel, steps, prompts, seeds, metrics)
+    return gather(in_chunks(part, count, folder, progress), kernel_name or model.kernel, steps, prompts, seeds, metrics)
 
 
 def array(scores: Sequence) -> np.ndarray:

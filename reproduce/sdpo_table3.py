@@ -19,11 +19,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import table_command
 import table_settings
-from chunks import Chunks, processes
+from chunks import in_chunks, processes
 from common import Clock, command_line, generator, provenance, write_json
 from evaluate import picture_noise
 from fsalign_lib.dense_reward import predict_rewards, query_steps
@@ -109,14 +108,8 @@ def measure(work: table_settings.Work, steps: int, prompts: Sequence[str]) -> di
                     found[f"{strategy}-{name}/{metric}"] = each.double().cpu().unflatten(0, (-1, len(seeds)))
         return found
 
-    count = -(-len(prompts) // BATCH)
-    if work.world.scale == "full":  # what is done is kept
-        chunks = Chunks(work.folder / PARTS, count)
-        chunks.fill(part, processes(), "trajectories")
-        processes().wait_for_everyone()
-        parts = list(chunks.read())
-    else:
-        parts = list(map(part, tqdm(range(count), desc="trajectories")))
+    kept = work.folder / PARTS if work.world.scale == "full" else None
+    parts = list(in_chunks(part, -(-len(prompts) // BATCH), kept, "trajectories"))
     whole = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
     return {row: {m: whole[f"{row}/{m}"].numpy().round(5).tolist() for m in TABLE.metrics} for row in TABLE.rows}
 

@@ -252,13 +252,7 @@ def train(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
 
 def composed_model(work: Work, row: str, seed: int) -> LatentModel:
     """The row's LoRA on what the row that it starts from trained, which is trained now if it was not."""
-    home, start = start_work(work, row), start_of(work.table, row, seed)
-    folder = home.folder / f"{start[0]}-{start[1]}"
-    if (folder / "result.json").exists():
-        trained = load_model(training_config(home, *start))
-        trained.load_adapter(last_checkpoint(folder))
-    else:
-        _, trained = train(home, *start)
+    _, trained = trained_run(start_work(work, row), *start_of(work.table, row, seed))
     dtype = model_dtype(work.table, work.world)
     model = load(lora_source(work, row)["preset"], dtype, network=trained.merged_network())
     return model.to(processes().device) if work.world.scale == "full" else model
