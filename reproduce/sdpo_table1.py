@@ -89,7 +89,7 @@ TABLE = Table(
     "for the other rewards: gains are small, and much stays inconclusive. All methods have the same samples, "
     "not the same updates: SDPO makes one a step, 640 a run, the others one a round, 32. Training has T = 20, "
     "where the paper has 50; four more rows have 50, for one reward and one training seed, so they carry no "
-    "claim. REBEL's pairs share their start, which the paper's need not (recipes.py). On Aesthetic the "
+    "claim; their rates are those of T = 20, not tried again. REBEL's pairs share their start, which the paper's need not (recipes.py). On Aesthetic the "
     "methods end at very different distances from the model as it is: read each gain beside the other judges' "
     "losses, below. For the other rewards every method has the smallest rate that was tried: a smaller one "
     "might do better. HPSv2 and PickScore are 100 times a cosine, CLIP score is one. Animal accuracy is the "

@@ -186,18 +186,19 @@ def told(row: Row) -> str:
 
 
 def tally(table: Table, result: dict | None) -> str:
-    """How many claims have which status, by comparison and metric, whatever the group."""
+    """How many claims have which status, by comparison and metric, whatever the group; metrics without one are out."""
     status = {c["id"]: c["status"] for c in result["claims"]} if result else {}
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for claim in read_claims(table.id):
         this, other = (table.rows[name].title for name in better(table, claim))
         found.setdefault((this, other), {}).setdefault(claim.metric, []).append(status.get(claim.id, NOT_RUN))
     word = "better than" if table.lower else "above"
+    metrics = {name: label for name, (label, _) in table.metrics.items() if any(name in by for by in found.values())}
     body = [
-        [f"{this} {word} {other}", *(count(by[m]) if m in by else "not claimed" for m in table.metrics)]
+        [f"{this} {word} {other}", *(count(by[m]) if m in by else "not claimed" for m in metrics)]
         for (this, other), by in found.items()
     ]
-    return lines(["claim", *(label for label, _ in table.metrics.values())], body)
+    return lines(["claim", *metrics.values()], body)
 
 
 def total(table: Table, result: dict | None) -> str:
