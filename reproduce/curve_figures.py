@@ -1,15 +1,17 @@
 """Figures of curves, from a result alone: what a table declares as sheets, drawn in the one style."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fsalign_lib.plotting import PALETTE, STYLE, learning_curve, new_figure
 from tables import Line, Panel, Sheet
 
+KL = "KL of a step, nats"
 AXES = {"samples": "training samples", "hours": "training time, core hours on a CPU"}
 
 
@@ -39,6 +41,28 @@ def panel(
     return Panel(title, AXES[x], label, lines)
 
 
+def watched(
+    result: dict,
+    groups: Sequence[tuple[str, str, Mapping[str, tuple[str, str]]]],
+    metrics: Mapping[str, tuple[str, int]],
+) -> list[list[Panel]]:
+    """What stands beside the trained reward: a row of panels for each group, each metric that was scored, and the KL.
+
+    Args:
+        groups: title, cell, rows as in `panel`.
+        metrics: name -> (label, decimals).
+    """
+    scored = {name for run in result["runs"][:1] for found in run["cells"].values() for name in found["means"]}
+    labels = {name: label for name, (label, _) in metrics.items() if name in scored} | {"kl": KL}
+    return [
+        [
+            panel(result, rows, cell, name, "" if place else title, label)
+            for place, (name, label) in enumerate(labels.items())
+        ]
+        for title, cell, rows in groups
+    ]
+
+
 def with_bars(ax: Axes, line: Line, label: str | None) -> None:
     """The mean over seeds as a line, each point with its interval."""
     means, (low, high) = np.mean(line.values, 0), np.transpose(line.bars)
@@ -51,9 +75,11 @@ def with_bars(ax: Axes, line: Line, label: str | None) -> None:
 
 
 def draw(sheet: Sheet) -> Figure:
-    """The lines are named in the first panel of a row, and where they are others than in the panel before."""
+    """The lines are named in the first panel of a row, and where they are others than in the panel before; where five
+    panels and more share a row, and are small, beside its last one, and they have the same lines."""
     columns = max(map(len, sheet.panels))
-    figure, axes = new_figure(len(sheet.panels), columns, *((3.6, 2.9) if columns < 5 else (2.4, 2.0)))
+    small = columns >= 5
+    figure, axes = new_figure(len(sheet.panels), columns, *((2.4, 2.0) if small else (3.6, 2.9)))
     axes = np.array([[axes]]) if not isinstance(axes, np.ndarray) else axes
     for row, panels in zip(axes, sheet.panels, strict=True):
         named = None
@@ -64,13 +90,18 @@ def draw(sheet: Sheet) -> Figure:
             about = panels[place]
             labels = [line.label for line in about.lines]
             for line in about.lines:
-                label = line.label if labels != named else None
+                label = line.label if labels != named and not small else None
                 if line.bars is None:
                     learning_curve(ax, line.x, line.values, label, line.color)
                 else:
                     with_bars(ax, line, label)
             named = labels
-            ax.set_title(about.title)
+            ax.set_title(about.title, loc="left" if small else "center")
             ax.set_xlabel(about.x)
             ax.set_ylabel(about.y)
+        if small:
+            lines = panels[0].lines
+            handles = [Line2D([], [], color=PALETTE.get(line.color, line.color), label=line.label) for line in lines]
+            with matplotlib.rc_context(STYLE):
+                row[len(panels) - 1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure

@@ -18,7 +18,7 @@ many times that of the others, and the reward of its prediction does not depend 
 from collections.abc import Sequence
 
 import sdpo_curves
-from curve_figures import panel
+from curve_figures import panel, watched
 from table_command import command
 from tables import Row, Sheet, Table, World
 
@@ -49,19 +49,22 @@ COLORS = ("orange", "green", "red", "purple", "sky", "grey")
 
 
 def figures(result: dict) -> dict[str, Sheet]:
-    """The paper's six panels and one of ours, for each number of steps."""
+    """The paper's six panels and one of ours, for each number of steps, and what stands beside the trained reward."""
     sheets = {}
     for steps in TABLE.steps:
-        panels = []
-        for group in (DENSE, "time", RETURNS, NORMALISATION, WEIGHTING, UPDATES, LAST):
-            names = [name for name, (_, where, _) in VARIANTS.items() if where == (DENSE if group == "time" else group)]
+        groups = []
+        for group in (DENSE, RETURNS, NORMALISATION, WEIGHTING, UPDATES, LAST):
+            names = [name for name, (_, where, _) in VARIANTS.items() if where == group]
             lines = {name: (VARIANTS[name][0], color) for name, color in zip(names, COLORS, strict=False)}
-            lines = {"sdpo": ("SDPO", "blue")} | lines
-            title, x = ("dense rewards, by time", "hours") if group == "time" else (group, "samples")
-            panels.append([panel(result, lines, f"animals-{steps}", "aesthetic", title, "Aesthetic", x)])
+            groups.append((group, f"animals-{steps}", {"sdpo": ("SDPO", "blue")} | lines))
+        panels = [panel(result, lines, cell, "aesthetic", title, "Aesthetic") for title, cell, lines in groups]
+        _, cell, dense = groups[0]
+        panels.insert(1, panel(result, dense, cell, "aesthetic", "dense rewards, by time", "Aesthetic", "hours"))
         some = f"{steps} step{'s' * (steps > 1)}"
-        rows = [[panel for (panel,) in panels[:4]], [panel for (panel,) in panels[4:]]]
-        sheets[f"{steps}step"] = Sheet(f"Figs. 5 and 6: ablations of SDPO, sampled in {some}", rows)
+        title = f"Figs. 5 and 6: ablations of SDPO, sampled in {some}"
+        sheets[f"{steps}step"] = Sheet(title, [panels[:4], panels[4:]])
+        beside = f"What stands beside the trained reward, sampled in {some}"
+        sheets[f"{steps}step-watched"] = Sheet(beside, watched(result, groups, TABLE.beside))
     return sheets
 
 

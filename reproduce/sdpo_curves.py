@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import sdpo_table1
-from curve_figures import panel
+from curve_figures import KL, panel
 from sdpo_table1 import METHODS, REWARDS
 from table_command import command
 from tables import Prompts, Sheet, Table, World
@@ -30,7 +30,7 @@ HELD_OUT = {name: about for name, about in (REWARDS | WATCHED).items() if name !
 
 def figures(result: dict) -> dict[str, Sheet]:
     """A sheet for each number of steps: a row for each trained reward, with all that is watched beside it."""
-    labels = {name: label for name, (label, _) in (REWARDS | WATCHED).items()} | {"kl": "KL of a step, nats"}
+    labels = {name: label for name, (label, _) in (REWARDS | WATCHED).items()} | {"kl": KL}
     sheets = {}
     for steps, number in FIGURES.items():
         rows, cell = [], f"animals-{steps}"

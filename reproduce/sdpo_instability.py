@@ -22,7 +22,7 @@ the lengths that were mixed: ours are Aesthetic, as in its ablations, and 1, 2, 
 from collections.abc import Sequence
 
 import sdpo_curves
-from curve_figures import panel
+from curve_figures import panel, watched
 from table_command import command
 from tables import Row, Sheet, Table, World
 
@@ -32,20 +32,21 @@ LENGTHS = (1, 2, 4, 8, 16)
 
 
 def figures(result: dict) -> dict[str, Sheet]:
-    """The paper's three panels, and below them the same methods trained on long trajectories, sampled alike."""
-    rows = []
+    """The paper's three panels, and below them the same methods trained on long trajectories, sampled alike; and what
+    stands beside the trained reward."""
+    groups = []
     for kind in ("", "-long"):
-        panels = []
         for steps in (1, 2):
             lines = {f"{method}{kind or f'-{steps}'}": about for method, about in METHODS.items()}
             trained = "long" if kind else f"{steps} step{'s' * (steps > 1)}"
-            title = f"trained on {trained}, sampled in {steps}"
-            panels.append(panel(result, lines, f"animals-{steps}", "aesthetic", title, "Aesthetic"))
-        title = f"trained on {'long' if kind else 'mixed'}, sampled in 16"
+            groups.append((f"trained on {trained}, sampled in {steps}", f"animals-{steps}", lines))
         lines = {f"ddpo{kind or '-mixed'}": METHODS["ddpo"]}
-        panels.append(panel(result, lines, "animals-16", "aesthetic", title, "Aesthetic"))
-        rows.append(panels)
-    return {"curves": Sheet("Fig. 7: training on few-step trajectories, and on long ones", rows)}
+        groups.append((f"trained on {'long' if kind else 'mixed'}, sampled in 16", "animals-16", lines))
+    panels = [panel(result, lines, cell, "aesthetic", title, "Aesthetic") for title, cell, lines in groups]
+    return {
+        "curves": Sheet("Fig. 7: training on few-step trajectories, and on long ones", [panels[:3], panels[3:]]),
+        "watched": Sheet("What stands beside the trained reward", watched(result, groups, TABLE.beside)),
+    }
 
 
 def short(method: str, steps: int) -> Row:

@@ -14,7 +14,7 @@ which here are DDPO's, as SDPO's App. A.1 has it for the other model.
 from collections.abc import Sequence
 
 import sdpo_curves
-from curve_figures import panel
+from curve_figures import KL, panel
 from table_command import command
 from tables import Row, Sheet, Table, World
 
@@ -40,22 +40,17 @@ RLCM = {  # the published code's, for Aesthetic
 
 def figures(result: dict) -> dict[str, Sheet]:
     """The paper's panel, in the number of steps of the training and in one, and what stands beside it."""
-    titles = {
-        "aesthetic": "Aesthetic",
-        "imagereward": "ImageReward",
-        "accuracy": "animal accuracy",
-        "diversity": "diversity",
-    }
+    titles = TABLE.metrics | TABLE.beside
     rows = []
     for steps in TABLE.steps:
         cell, some = f"animals-{steps}", f"sampled in {steps} step{'s' * (steps > 1)}"
         scored = result["runs"][0]["cells"][cell]["means"] if result["runs"] else {}
         panels = [
             panel(result, METHODS, cell, name, some if name == "aesthetic" else "", label)
-            for name, label in titles.items()
+            for name, (label, _) in titles.items()
             if name in scored
         ]
-        rows.append([*panels, panel(result, METHODS, cell, "kl", "", "KL of a step, nats")])
+        rows.append([*panels, panel(result, METHODS, cell, "kl", "", KL)])
     return {"curves": Sheet("Fig. 12: a latent consistency model trained on Aesthetic", rows)}
 
 

@@ -85,16 +85,16 @@ TABLE = Table(
     kernel="ddim",
     pictures={"pocket": 2, "full": 64},
     equal_budgets=("pocket",),
-    note="At pocket scale a run has 1,024 samples, where the published code's has 25,600 for Aesthetic and 51,200 "
-    "for the other rewards: gains are small, and much stays inconclusive. All methods have the same samples, "
-    "not the same updates: SDPO makes one a step, 640 a run, the others one a round, 32. Training has T = 20, "
-    "where the paper has 50; four more rows have 50, for one reward and one training seed, so they carry no "
-    "claim; their rates are those of T = 20, not tried again. REBEL's pairs share their start, which the paper's need not (recipes.py). On Aesthetic the "
-    "methods end at very different distances from the model as it is: read each gain beside the other judges' "
-    "losses, below. For the other rewards every method has the smallest rate that was tried: a smaller one "
-    "might do better. HPSv2 and PickScore are 100 times a cosine, CLIP score is one. Animal accuracy is the "
-    "share of pictures in which a classifier finds the one animal asked for; diversity is the mean distance "
-    "of a prompt's pictures in that classifier's features.",
+    note="At pocket scale a run has 1,024 samples, where the published code's has 25,600 for Aesthetic and 51,200 for "
+    "the other rewards: gains are small, and much stays inconclusive. All methods have the same samples, not the same "
+    "updates: SDPO makes one a step, 640 a run, the others one a round, 32. Training has T = 20, where the paper has "
+    "50; four more rows have 50, for one reward and one training seed, so they carry no claim; their rates are those "
+    "of T = 20, not tried again. REBEL's pairs share their start, which the paper's need not (recipes.py). On "
+    "Aesthetic the methods end at very different distances from the model as it is: read each gain beside the other "
+    "judges' losses, below. For the other rewards every method has the smallest rate that was tried: a smaller one "
+    "might do better. HPSv2 and PickScore are 100 times a cosine, CLIP score is one. Animal accuracy is the share of "
+    "pictures in which a classifier finds the one animal asked for; diversity is the mean distance of a prompt's "
+    "pictures in that classifier's features.",
 )
 SMOKE = World(
     pictures=2,
