@@ -15,6 +15,7 @@ from PIL import Image
 
 import claims
 import common
+import curve_figures
 import curve_runs
 import curves
 import plan
@@ -251,6 +252,21 @@ def test_a_sheet_for_each_number_of_steps(curved, tmp_path):
     assert line.x == [0, 4, 8] and line.values == [[p["means"]["animals-4"]["hps"] for p in sdpo["curve"]]]
     (line,) = [line for line in sheets["50step"].panels[2][-1].lines if line.label == "SDPO"]
     assert line.values == [[p["kl"] for p in sdpo["curve"]]]
+
+
+def test_what_stands_beside_the_trained_reward_has_its_panels():
+    """A row for each group, a panel for each held-out metric and the KL, the lines named once a row."""
+    result = json.loads((RESULTS / "sdpo_instability.json").read_text())
+    sheet = sdpo_instability.figures(result)["watched"]
+    labels = ["ImageReward", "HPSv2", "PickScore", "animal accuracy", "diversity", "KL of a step, nats"]
+    assert [[panel.y for panel in row] for row in sheet.panels] == [labels] * 6
+    mixed = next(run["curve"] for run in result["runs"] if run["row"] == "ddpo-mixed")
+    assert sheet.panels[2][1].lines[0].values == [[point["means"]["animals-16"]["hps"] for point in mixed]]
+    axes = np.array(curve_figures.draw(sheet).axes).reshape(6, 6)
+    named = [
+        [ax.get_legend() and [text.get_text() for text in ax.get_legend().get_texts()] for ax in row] for row in axes
+    ]
+    assert named[0] == [None] * 5 + [["D3PO", "DDPO", "REBEL"]] and named[2] == [None] * 5 + [["DDPO"]]
 
 
 CHOSEN = {
