@@ -10,6 +10,7 @@ then sampled in 1, 4, 16 and 50 steps.
 
 from collections.abc import Iterator, Sequence
 
+import recipes
 from table_command import command
 from tables import Prompts, Row, Table, World
 
@@ -39,10 +40,10 @@ def full_settings(method: str, reward: str) -> dict:
 
 
 def tried(method: str, reward: str) -> str:
-    """Rates, * the one taken."""
+    """On Aesthetic the recipe's words; on the others the rates, * the one taken."""
     if reward == "aesthetic":
-        rates = "1e-3*, 2e-3, 3e-3" if method == "sdpo" else "3e-3, 5e-3*, 1e-2, 3e-2"
-        return f"lr {rates}: the largest that kept the animals recognised (seed 0, up to 40 rounds of 16 pairs)"
+        rate, source = recipes.RECIPES[method, "pocket"]["lr"]
+        return f"lr {rate:g}, {source} (seed 0, up to 40 rounds of 16 pairs)"
     rates = "3e-4*, 1e-3" if method == "sdpo" else "1e-3*, 2e-3, 5e-3"
     return f"lr {rates}, on ImageReward: the best of the last eight rounds (32 rounds of a seed of its own)"
 
