@@ -51,7 +51,8 @@ class TableConfig:
     seeds: tuple[int, ...] = ()
     """Training seeds to run in this call; none named: all."""
     work: Path | None = None
-    """Training runs and evaluations, a file each when finished; by default reproduce/runs/<table>."""
+    """Training runs and evaluations, a file each when finished; by default reproduce/runs/<table>, or, with
+    --smoke or tiny models, runs/<table> in --out."""
     out: Path = RESULTS
     """Where the result and its page go."""
     threads: int | None = None
@@ -93,10 +94,8 @@ def check(table: Table, config: TableConfig) -> None:
     if cut:
         if config.out.resolve() == RESULTS:
             raise ValueError(f"{cut} must not write over {config.out}: name another folder with --out")
-        config.work = config.work or config.out / "runs"
-    config.work = config.work or ROOT / "reproduce" / "runs" / file_name(
-        table.reads or table.pool or table.name, config
-    )
+    runs = (config.out if cut else ROOT / "reproduce") / "runs"
+    config.work = config.work or runs / file_name(table.reads or table.pool or table.name, config)
     if table.reads:
         config.work = config.work / "curves"
     if table.pool:

@@ -1,5 +1,6 @@
 """Processes as `accelerate launch --cpu` starts them, forked from one server that imports everything once."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -48,6 +49,7 @@ def _environments(number: int) -> list[dict[str, str]]:
 
 
 def _run(environment: dict[str, str], target: Callable, arguments: tuple) -> None:
+    faulthandler.enable()  # a process that dies outside Python says where
     os.environ.update(environment)
     torch.set_num_threads(1)
     target(*arguments)

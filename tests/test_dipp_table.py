@@ -56,9 +56,10 @@ def test_a_row_starts_from_another_rows_run(small, world, tmp_path, monkeypatch)
     config = TableConfig(smoke=True, out=tmp_path)
     ready = prepare(small, replace(config, only=(ALIGNED,), seeds=(1,)), world)
     run_table(ready)
-    assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {"pretrained-0", f"{ALIGNED}-1"}
+    runs = tmp_path / "runs" / "dipp_table1"
+    assert {path.name for path in runs.iterdir() if path.is_dir()} == {"pretrained-0", f"{ALIGNED}-1"}
     told = table_settings.training_config(ready.work, ALIGNED, 1)
-    assert told.start == tmp_path / "runs" / "pretrained-0" and (told.guidance, told.reward_scale) == (4.5, 10)
+    assert told.start == runs / "pretrained-0" and (told.guidance, told.reward_scale) == (4.5, 10)
 
     looked = []
     evaluate = table_runs.evaluate
@@ -82,8 +83,8 @@ def test_a_row_starts_from_another_rows_run(small, world, tmp_path, monkeypatch)
     other = {**world.settings, "diff-instruct": world.settings["diff-instruct"] | {"lr": 1e-3}}
     with pytest.raises(ValueError, match="has other settings"):  # of what a row starts from, too
         changed = replace(small, rows={ALIGNED: small.rows[ALIGNED], "pretrained": small.rows["pretrained"]})
-        (tmp_path / "runs" / "pretrained-0.json").unlink()
-        (tmp_path / "runs" / "pretrained-0" / "settings.json").unlink()
+        (runs / "pretrained-0.json").unlink()
+        (runs / "pretrained-0" / "settings.json").unlink()
         prepare(changed, TableConfig(smoke=True, out=tmp_path), replace(world, settings=other))
 
 

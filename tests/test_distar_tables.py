@@ -66,8 +66,8 @@ def test_tables_share_runs_and_tell_what_sampling_costs(make, tmp_path, monkeypa
     first = make(distar_table2)
     assert [run["row"] for run in first["runs"]] == list(ROWS)
     assert "not run" not in {c["status"] for c in first["claims"]}
-    assert (tmp_path / "runs" / "distar-0" / "result.json").exists()
-    training = (tmp_path / "runs" / "distar-0" / "result.json").read_text()
+    assert (tmp_path / "runs" / "distar" / "distar-0" / "result.json").exists()
+    training = (tmp_path / "runs" / "distar" / "distar-0" / "result.json").read_text()
     monkeypatch.setattr(table_runs, "train", lambda *_: pytest.fail("a run was trained again"))
     second = make(distar_table1)
     by_row = [{run["row"]: run["cells"]["parti-1"]["scores"] for run in found["runs"]} for found in (first, second)]
@@ -85,7 +85,7 @@ def test_tables_share_runs_and_tell_what_sampling_costs(make, tmp_path, monkeypa
     assert {run["row"] for run in third["runs"]} == set(ROWS)
     pareto = make(distar_pareto, ROWS)
     assert {run["row"] for run in pareto["runs"]} == set(ROWS)
-    assert (tmp_path / "runs" / "distar-0" / "result.json").read_text() == training
+    assert (tmp_path / "runs" / "distar" / "distar-0" / "result.json").read_text() == training
 
 
 def test_a_shared_run_with_other_settings_is_told(make, monkeypatch):
@@ -283,7 +283,7 @@ def test_full_scale_on_twins(tmp_path, monkeypatch, fresh_accelerate):
     argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]
     distar_table1.main([*argv, "teacher", "base", "dipp", "distar"])
     for row, steps in (("teacher", 50), ("base", 1), ("dipp-0", 1), ("distar-0", 1)):
-        found = json.loads((tmp_path / "runs" / "distar_table1" / f"{row}.json").read_text())
+        found = json.loads((tmp_path / "runs" / "distar-full" / "distar_table1" / f"{row}.json").read_text())
         assert list(found["cells"]) == [f"parti-{steps}", f"coco-{steps}"]
         means = found["cells"][f"coco-{steps}"]["means"]
         assert {"seconds", "memory", "vendi", *distar_rows.METRICS} <= set(means) and "fid" not in means

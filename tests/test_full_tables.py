@@ -35,7 +35,7 @@ import table_settings
 def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch, fresh_accelerate):
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
-    done = {path.stem for path in (tmp_path / "runs").glob("*.json")}
+    done = {path.stem for path in (tmp_path / "runs" / f"{script.TABLE.name}-full").glob("*.json")}
     if some:
         firsts = {row: table_settings.row_seeds(script.TABLE.at("full"), row)[0] for row in some[1:-2]}
         assert done == {table_settings.run_path(tmp_path, row, seed).stem for row, seed in firsts.items()}

@@ -100,16 +100,18 @@ def test_the_smoke_command_runs_on_the_shipped_weights(tmp_path, capsys):
 
 
 def test_finished_runs_are_skipped_and_other_settings_refused(smoke, world, tmp_path, capsys):
-    files = {path: path.stat().st_mtime_ns for path in (smoke / "runs").glob("*.json")}
+    files = {path: path.stat().st_mtime_ns for path in (smoke / "runs" / "pso_table2").glob("*.json")}
     run_table(prepare(TABLE, TableConfig(smoke=True, out=smoke), world))
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert capsys.readouterr().out.count("is done") == 7
-    with pytest.raises(ValueError, match=r"base.json has other settings or weights: remove .*runs, or choose another"):
+    with pytest.raises(
+        ValueError, match=r"base.json has other settings or weights: remove .*pso_table2, or choose another"
+    ):
         prepare(TABLE, TableConfig(smoke=True, out=smoke), replace(world, pictures=3))
-    begun = shutil.copytree(smoke / "runs" / "online-1", tmp_path / "runs" / "online-1")
+    shutil.copytree(smoke / "runs" / "pso_table2" / "online-1", tmp_path / "runs" / "pso_table2" / "online-1")
     with pytest.raises(ValueError, match=r"online-1/settings.json has other settings"):
         other = {**world.settings, "pso-online": {**world.settings["pso-online"], "lr": 1e-3}}
-        prepare(TABLE, TableConfig(smoke=True, out=begun.parents[1]), replace(world, settings=other))
+        prepare(TABLE, TableConfig(smoke=True, out=tmp_path), replace(world, settings=other))
 
 
 def test_a_row_that_lacks_a_seed_is_not_run(result):

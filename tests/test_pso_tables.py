@@ -39,9 +39,8 @@ def world(tmp_path_factory):
 
 
 def make(table, world, folder, **config):
-    out, work = folder / "out", folder / "runs" / table.name
-    run_table(prepare(table, TableConfig(smoke=True, out=out, work=work, **config), world))
-    path = out / f"{table.name}.json"
+    run_table(prepare(table, TableConfig(smoke=True, out=folder, **config), world))
+    path = folder / f"{table.name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -189,7 +188,7 @@ def test_differences_are_those_of_the_pictures_scores(world, tmp_path):
     claims.read_file()["pso-some"] = {"claims": []}
     try:
         result = make(table, replace(world, settings=pso_ablations.SMOKE.settings), tmp_path)
-        page = (tmp_path / "out" / "pso_some.md").read_text()
+        page = (tmp_path / "pso_some.md").read_text()
     finally:
         del claims.read_file()["pso-some"]
     assert {(d["row"], d["metric"]) for d in result["differences"]} == {

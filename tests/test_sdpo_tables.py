@@ -111,13 +111,13 @@ def curved(made):
 
 def test_a_finished_training_is_not_entered_again(made, tiny_world, tmp_path, monkeypatch):
     """Stopped between training and evaluation: the training's own account of itself stays."""
-    shutil.copytree(made / "runs", tmp_path / "runs")
+    shutil.copytree(made / "runs" / "sdpo_table1", tmp_path / "runs" / "sdpo_table1")
     (tmp_path / "runs" / "sdpo-hps-0.json").unlink()
-    training = (tmp_path / "runs" / "sdpo-hps-0" / "result.json").read_text()
+    training = (tmp_path / "runs" / "sdpo_table1" / "sdpo-hps-0" / "result.json").read_text()
     monkeypatch.setattr(train_online, "run", None)  # calling it fails
     table = a_part(sdpo_table1.TABLE, ROWS, STEPS)
     again = make_table(sdpo_table1, table, tiny_world(sdpo_table1, rounds=2), tmp_path)
-    assert (tmp_path / "runs" / "sdpo-hps-0" / "result.json").read_text() == training
+    assert (tmp_path / "runs" / "sdpo_table1" / "sdpo-hps-0" / "result.json").read_text() == training
     before = json.loads((made / "sdpo_table1.json").read_text())
     assert [run["cells"] for run in again["runs"]] == [run["cells"] for run in before["runs"]]
 
@@ -156,7 +156,7 @@ def test_a_point_is_its_snapshot(made, curved, tiny_world):
     """Measured again by hand."""
     world = tiny_world(sdpo_curves)
     model = models.load(world.model)
-    model.load_adapter(made / "runs" / "sdpo-hps-0" / "snapshots" / "000001")
+    model.load_adapter(made / "runs" / "sdpo_table1" / "sdpo-hps-0" / "snapshots" / "000001")
     prompts, kernel = curved["prompts"]["animals"], model.sampler(4, "ddim")
     noise = picture_noise(prompts, range(2), model.latent_shape, 5).flatten(0, 1)
     cond = model.encode_prompts(prompts).repeat_interleave(2, 0)
@@ -167,7 +167,7 @@ def test_a_point_is_its_snapshot(made, curved, tiny_world):
 
 def test_kl_is_that_of_the_policy_s_own_steps(made, tiny_world):
     model = models.load(tiny_world(sdpo_curves).model)
-    model.load_adapter(made / "runs" / "sdpo-hps-0" / "snapshots" / "000002")
+    model.load_adapter(made / "runs" / "sdpo_table1" / "sdpo-hps-0" / "snapshots" / "000002")
     prompts, kernel = tiny.PROMPTS[:2], model.sampler(3, "ddim")
     noise, cond = picture_noise(prompts, range(1), model.latent_shape, 4)[:, 0], model.encode_prompts(prompts)
     path, expected = rollout(model, kernel, cond, noise), 0.0
@@ -183,7 +183,7 @@ def test_kl_is_that_of_the_policy_s_own_steps(made, tiny_world):
 
 def test_finished_points_are_not_measured_again(made, tiny_world, monkeypatch, capsys):
     table = a_part(sdpo_curves.TABLE, ROWS, STEPS)
-    run_file = made / "runs" / "curves" / "sdpo-hps-0.json"
+    run_file = made / "runs" / "sdpo_table1" / "curves" / "sdpo-hps-0.json"
     before = run_file.read_text()
     run_file.unlink()
     monkeypatch.setattr(curve_runs, "policy_kl", lambda *_: pytest.fail("a point was measured again"))
@@ -193,7 +193,7 @@ def test_finished_points_are_not_measured_again(made, tiny_world, monkeypatch, c
 
 
 def test_the_start_is_the_model_as_it_was_whatever_was_evaluated_before(made, tiny_world):
-    work = made / "runs" / "curves"
+    work = made / "runs" / "sdpo_table1" / "curves"
     before = {name: json.loads((work / name).read_text())["cells"] for name in ("base.json", "sdpo-hps-0.json")}
     for name in before:
         (work / name).unlink()
@@ -210,15 +210,15 @@ def test_runs_that_are_missing_or_others_are_told(made, tiny_world, tmp_path, ca
     told = capsys.readouterr().out
     assert "sdpo-hps-0 is not trained yet: python reproduce/sdpo_table1.py --only sdpo-hps --seeds 0" in told
     other = tiny_world(sdpo_curves, rounds=2, lr=1e-5)
-    (made / "runs" / "curves" / "sdpo-hps-0.json").rename(tmp_path / "kept.json")
-    note = made / "runs" / "curves" / "sdpo-hps-0" / "settings.json"
+    (made / "runs" / "sdpo_table1" / "curves" / "sdpo-hps-0.json").rename(tmp_path / "kept.json")
+    note = made / "runs" / "sdpo_table1" / "curves" / "sdpo-hps-0" / "settings.json"
     note.rename(tmp_path / "note.json")
     try:
         alone = a_part(sdpo_curves.TABLE, ("base", "sdpo-hps"), STEPS)
         with pytest.raises(ValueError, match=r"sdpo-hps-0/settings.json has other training settings or weights than"):
             run_table(prepare(alone, TableConfig(smoke=True, out=made), other))
     finally:
-        (tmp_path / "kept.json").rename(made / "runs" / "curves" / "sdpo-hps-0.json")
+        (tmp_path / "kept.json").rename(made / "runs" / "sdpo_table1" / "curves" / "sdpo-hps-0.json")
         (tmp_path / "note.json").rename(note)
 
 
@@ -331,12 +331,12 @@ def test_full_scale_on_twins(tmp_path, monkeypatch, capsys, fresh_accelerate):
     monkeypatch.setenv("FSALIGN_HUB", "")  # it is set by the run; so it is put back
     argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]
     sdpo_table1.main([*argv, "base", "sdpo-hps", "rebel-imagereward"])
-    assert os.environ["FSALIGN_HUB"] == str(tmp_path / "runs" / "twins")
+    assert os.environ["FSALIGN_HUB"] == str(tmp_path / "runs" / "sdpo_table1-full" / "twins")
     assert "to do before there is a table: d3po-imagereward seed 0" in capsys.readouterr().out
     for row in ("base", "sdpo-hps-0", "rebel-imagereward-0"):
-        cells = json.loads((tmp_path / "runs" / f"{row}.json").read_text())["cells"]
+        cells = json.loads((tmp_path / "runs" / "sdpo_table1-full" / f"{row}.json").read_text())["cells"]
         assert list(cells) == [f"unseen-{steps}" for steps in (1, 4, 16, 50)]
-    assert (tmp_path / "runs" / "sdpo-hps-0" / "snapshots" / "000001").is_dir()
+    assert (tmp_path / "runs" / "sdpo_table1-full" / "sdpo-hps-0" / "snapshots" / "000001").is_dir()
 
 
 def test_what_each_row_took_stands_beside_it():
