@@ -111,13 +111,13 @@ def curved(made):
 
 def test_a_finished_training_is_not_entered_again(made, tiny_world, tmp_path, monkeypatch):
     """Stopped between training and evaluation: the training's own account of itself stays."""
-    shutil.copytree(made / "runs" / "sdpo_table1", tmp_path / "runs" / "sdpo_table1")
-    (tmp_path / "runs" / "sdpo-hps-0.json").unlink()
-    training = (tmp_path / "runs" / "sdpo_table1" / "sdpo-hps-0" / "result.json").read_text()
+    runs = shutil.copytree(made / "runs" / "sdpo_table1", tmp_path / "runs" / "sdpo_table1")
+    (runs / "sdpo-hps-0.json").unlink()
+    training = (runs / "sdpo-hps-0" / "result.json").read_text()
     monkeypatch.setattr(train_online, "run", None)  # calling it fails
     table = a_part(sdpo_table1.TABLE, ROWS, STEPS)
     again = make_table(sdpo_table1, table, tiny_world(sdpo_table1, rounds=2), tmp_path)
-    assert (tmp_path / "runs" / "sdpo_table1" / "sdpo-hps-0" / "result.json").read_text() == training
+    assert (runs / "sdpo-hps-0" / "result.json").read_text() == training
     before = json.loads((made / "sdpo_table1.json").read_text())
     assert [run["cells"] for run in again["runs"]] == [run["cells"] for run in before["runs"]]
 
