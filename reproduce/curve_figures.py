@@ -46,7 +46,7 @@ def watched(
     groups: Sequence[tuple[str, str, Mapping[str, tuple[str, str]]]],
     metrics: Mapping[str, tuple[str, int]],
 ) -> list[list[Panel]]:
-    """What stands beside the trained reward: a row of panels for each group, each metric that was scored, and the KL.
+    """A row of panels for each group: each of the metrics that was scored, and the KL.
 
     Args:
         groups: title, cell, rows as in `panel`.

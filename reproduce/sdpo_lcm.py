@@ -14,7 +14,7 @@ which here are DDPO's, as SDPO's App. A.1 has it for the other model.
 from collections.abc import Sequence
 
 import sdpo_curves
-from curve_figures import KL, panel
+from curve_figures import watched
 from table_command import command
 from tables import Row, Sheet, Table, World
 
@@ -40,18 +40,9 @@ RLCM = {  # the published code's, for Aesthetic
 
 def figures(result: dict) -> dict[str, Sheet]:
     """The paper's panel, in the number of steps of the training and in one, and what stands beside it."""
-    titles = TABLE.metrics | TABLE.beside
-    rows = []
-    for steps in TABLE.steps:
-        cell, some = f"animals-{steps}", f"sampled in {steps} step{'s' * (steps > 1)}"
-        scored = result["runs"][0]["cells"][cell]["means"] if result["runs"] else {}
-        panels = [
-            panel(result, METHODS, cell, name, some if name == "aesthetic" else "", label)
-            for name, (label, _) in titles.items()
-            if name in scored
-        ]
-        rows.append([*panels, panel(result, METHODS, cell, "kl", "", KL)])
-    return {"curves": Sheet("Fig. 12: a latent consistency model trained on Aesthetic", rows)}
+    groups = [(f"sampled in {n} step{'s' * (n > 1)}", f"animals-{n}", METHODS) for n in TABLE.steps]
+    panels = watched(result, groups, TABLE.metrics | TABLE.beside)
+    return {"curves": Sheet("Fig. 12: a latent consistency model trained on Aesthetic", panels)}
 
 
 TABLE = Table(
