@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from fsalign_lib.metrics import Grid
+from fsalign_lib.metrics.densities import Grid
 
 DPI = 100
 

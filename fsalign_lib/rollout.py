@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fsalign_lib.conditioning import Cond
 from fsalign_lib.kernels import Kernel, Reduction
+from fsalign_lib.models.conditioning import Cond
 
 
 @dataclass

@@ -20,16 +20,18 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-import train_online
-from common import Clock, command_line, plain, positive, provenance, writable_folder, write_json
-from evaluate import compare, evaluate, sample
-from fsalign_lib.latent import LatentModel
-from fsalign_lib.metrics import Interval
-from fsalign_lib.models import load
+from fsalign_lib.metrics.statistics import Interval
+from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.load import load
 from fsalign_lib.plotting import contact_sheet, save
 from fsalign_lib.pocket.captions import prompts
-from runs import make_config
-from scoring import Metric, load_metrics
+from reproduce import train_online
+from reproduce.common.cli import command_line, positive
+from reproduce.common.files import plain, writable_folder, write_json
+from reproduce.common.provenance import Clock, provenance
+from reproduce.evaluation.metrics import Metric, load_metrics
+from reproduce.evaluation.scores import compare, evaluate, sample
+from reproduce.training.run import make_config
 
 CREDIT = "Pictures: weights trained on OpenMoji (openmoji.org), CC BY-SA 4.0"
 SMOOTH = 10  # rounds that the progress bar averages the reward over

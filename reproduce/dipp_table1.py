@@ -18,8 +18,8 @@ decoder, at the start), so that the paper's 0, 1 and 10 stand for none, a weaker
 
 from collections.abc import Sequence
 
-from table_command import command
-from tables import Prompts, Row, Sampled, Table, World
+from reproduce.harness.command import command
+from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
 
 SETTINGS = {  # row -> guidance, reward scale
     "cfg1-reward0": (1.0, 0.0),

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import distar_rows
-from measure import crossed_interval, mean
-from table_command import command
-from tables import Line, Panel, Prompts, Sheet, Table, World
+from fsalign_lib.metrics.statistics import crossed_interval
+from reproduce.evaluation.scores import mean
+from reproduce.harness.command import command
+from reproduce.harness.declare import Prompts, Table, World
+from reproduce.harness.figures import Line, Panel, Sheet
+from reproduce.papers import distar as distar_rows
 
 KL = ("diff-instruct", "dipp-10", "dipp-30", "dipp")
 SCORE = ("sim", "distar-10", "distar-30", "distar")

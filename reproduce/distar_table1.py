@@ -9,9 +9,9 @@ Training runs are shared with distar_table2.py, distar_table3.py and distar_pare
 
 from collections.abc import Sequence
 
-import distar_rows
-from table_command import command
-from tables import Prompts, Table, World
+from reproduce.harness.command import command
+from reproduce.harness.declare import Prompts, Table, World
+from reproduce.papers import distar as distar_rows
 
 TABLE = Table(
     name="distar_table1",

@@ -9,9 +9,9 @@ Training runs are shared with distar_table1.py, distar_table3.py and distar_pare
 
 from collections.abc import Sequence
 
-import distar_rows
-from table_command import command
-from tables import Prompts, Table, World
+from reproduce.harness.command import command
+from reproduce.harness.declare import Prompts, Table, World
+from reproduce.papers import distar as distar_rows
 
 DI_STAR = ("distar-out", "distar-unguided", "sim", "distar-1", "distar-10", "distar", "distar-long")
 TABLE = Table(

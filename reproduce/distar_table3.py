@@ -12,12 +12,12 @@ distar_table1.py, distar_table2.py and distar_pareto.py (see distar_rows.py).
 import functools
 from collections.abc import Sequence
 
-import distar_rows
-from data import data_folder, read_prompts
 from fsalign_lib.pocket.captions import parse
-from measure import mean
-from table_command import command
-from tables import Prompts, Table, World
+from reproduce.data.prompt_sets import data_folder, read_prompts
+from reproduce.evaluation.scores import mean
+from reproduce.harness.command import command
+from reproduce.harness.declare import Prompts, Table, World
+from reproduce.papers import distar as distar_rows
 
 # category -> (title, decimals)
 FULL = {

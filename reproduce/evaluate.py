@@ -28,19 +28,21 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
-import report
-from chunks import Chunks, processes
-from common import Clock, command_line, plain, positive, provenance, writable_folder, write_json
-from data import read_prompts
-from fsalign_lib.frechet import Gaussian, read_statistics
-from fsalign_lib.latent import LatentModel
-from fsalign_lib.metrics import Interval
-from fsalign_lib.models import load
-from measure import (
+from fsalign_lib.metrics.frechet import Gaussian, read_statistics
+from fsalign_lib.metrics.statistics import Interval, crossed_interval
+from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.load import load
+from reproduce.common.cli import command_line, positive
+from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
+from reproduce.common.provenance import Clock, provenance
+from reproduce.common.shards import Chunks, processes
+from reproduce.data.prompt_sets import read_prompts
+from reproduce.evaluation import report
+from reproduce.evaluation.metrics import DEFAULTS, Reward, check_names, load_metrics
+from reproduce.evaluation.scores import (
     Metrics,
     check,
     compare,
-    crossed_interval,
     evaluate,
     gather,
     interval,
@@ -50,9 +52,7 @@ from measure import (
     save_pictures,
     score,
 )
-from reference import Folder, picture_paths
-from runs import last_checkpoint
-from scoring import DEFAULTS, Reward, check_names, load_metrics
+from reproduce.fid_reference import Folder, picture_paths
 
 # What tables and notebooks use of it.
 __all__ = ["compare", "crossed_interval", "evaluate", "interval", "mean", "picture_noise", "sample"]
@@ -79,7 +79,7 @@ class EvaluateConfig:
     metrics: tuple[str, ...] | None = None
     """None: all of the scale but hps, the JPEG sizes and fid."""
     reference: Path | None = None
-    """For fid: a folder of pictures, or statistics (.safetensors of reference.py, .npz of pytorch-fid)."""
+    """For fid: a folder of pictures, or statistics (.safetensors of fid_reference.py, .npz of pytorch-fid)."""
     kernel: str | None = None
     """Sampler; None: the model's own."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

@@ -16,12 +16,13 @@ import torch
 import tyro
 from peft.utils import get_peft_model_state_dict
 
-import recipes
-from checkpoints import last_checkpoint
-from common import command_line, writable_folder, write_text
-from fsalign_lib import models, presets
-from fsalign_lib.hub import REVISIONS
-from fsalign_lib.latent import LatentModel
+from fsalign_lib.models import load as models
+from fsalign_lib.models import presets
+from fsalign_lib.models.hub import REVISIONS
+from fsalign_lib.models.latent_model import LatentModel
+from reproduce import recipes
+from reproduce.common.cli import command_line
+from reproduce.common.files import last_checkpoint, writable_folder, write_text
 
 
 @dataclass(kw_only=True)

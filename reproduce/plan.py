@@ -22,24 +22,25 @@ import torch
 import tyro
 from torch import nn
 
-import recipes
-from common import command_line, plain, positive
-from data import read_prompts
-from distill_config import DistillConfig
-from distill_footprint import DistillFootprint, DistillNetworks, key
-from distillation import DISTILL
-from footprint import Footprint, Networks
-from fsalign_lib import architectures
-from fsalign_lib.latent import LatentModel, Training
-from fsalign_lib.models import load
-from fsalign_lib.presets import PRESETS
+from fsalign_lib.models.latent_model import LatentModel, Training
+from fsalign_lib.models.load import load
+from fsalign_lib.models.presets import PRESETS
 from fsalign_lib.rewards import load_reward
-from gpus import GPU, MEMORIES, USABLE, UTILISATION, named
-from plan_text import text
-from runs import TrainConfig, make_config
-from sampling import OnlineConfig
-from tables import Table
-from train_offline import OfflineConfig
+from fsalign_lib.twins import architectures
+from reproduce import recipes
+from reproduce.common.cli import command_line, positive
+from reproduce.common.files import plain
+from reproduce.data.prompt_sets import read_prompts
+from reproduce.harness.declare import Table
+from reproduce.planner.distill_footprint import DistillFootprint, DistillNetworks, key
+from reproduce.planner.footprint import Footprint, Networks
+from reproduce.planner.gpus import GPU, MEMORIES, USABLE, UTILISATION, named
+from reproduce.planner.text import text
+from reproduce.train_offline import OfflineConfig
+from reproduce.training.distill_config import DistillConfig
+from reproduce.training.distillation import DISTILL
+from reproduce.training.run import TrainConfig, make_config
+from reproduce.training.sampling import OnlineConfig
 
 GB = 2**30
 
@@ -53,7 +54,7 @@ class PlanConfig:
     row: tuple[str, ...] = ()
     """Rows of the table; none: all."""
     gpu: str = "H100"
-    """See reproduce/gpus.py."""
+    """See reproduce/planner/gpus.py."""
     count: int = 8
     """GPUs, one process each."""
     scale: Literal["pocket", "full"] = "full"
@@ -80,7 +81,7 @@ def read_table(name: str) -> Table:
     """Raises: ValueError: there is no such table."""
     if name not in tables():
         raise ValueError(f"unknown table {name!r}: choose from {', '.join(tables())}")
-    return importlib.import_module(name).TABLE
+    return importlib.import_module(f"reproduce.{name}").TABLE
 
 
 def trained_rows(table: Table, asked: Sequence[str]) -> list[str]:

@@ -18,9 +18,9 @@ The two weights of Eq. 5 belong to the mixed objective, which has targets in pla
 
 from collections.abc import Sequence
 
-import pso_table2
-from table_command import command
-from tables import Row, Table, World
+from reproduce import pso_table2
+from reproduce.harness.command import command
+from reproduce.harness.declare import Row, Table, World
 
 # As published for SDXL-DMD2; in the full recipe beta is the paper's.
 CODE = {"reduction": "mean", "sum_steps": "outside", "beta": 50.0, "clamp": 0.1, "shared_start": False, "steps": 4}

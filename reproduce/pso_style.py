@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-import curve_runs
-import table_command
-import table_settings
-from chunks import processes
-from common import command_line
-from curve_figures import panel
 from fsalign_lib.plotting import contact_sheet, save_pictures
-from measure import sample
-from tables import Prompts, Row, Sheet, Table, World
+from reproduce.common.cli import command_line
+from reproduce.common.shards import processes
+from reproduce.evaluation.scores import sample
+from reproduce.harness import command as table_command
+from reproduce.harness import settings as table_settings
+from reproduce.harness import snapshots as curve_runs
+from reproduce.harness.declare import Prompts, Row, Table, World
+from reproduce.harness.figures import Sheet, panel
 
 COLORS = {"sft": ("plain fine-tuning", "orange"), "pso": ("mixed PSO", "blue"), "pso-exact": ("exact weights", "green")}
 SHOWN = {  # prompts of the drift's pictures at each scale

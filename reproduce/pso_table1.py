@@ -15,9 +15,9 @@ At full scale DPO and SFT are trained here too: the commit of the authors' DPO'd
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pso_table2
-from table_command import command
-from tables import Row, Sampled, Table, World
+from reproduce import pso_table2
+from reproduce.harness.command import command
+from reproduce.harness.declare import Row, Sampled, Table, World
 
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=10, guidance={"pocket": 2.5, "full": 5.0})
 TUNING = (

@@ -7,8 +7,8 @@ python reproduce/pso_table2.py --smoke --out runs/smoke
 
 from collections.abc import Sequence
 
-from table_command import command
-from tables import Prompts, Row, Table, World
+from reproduce.harness.command import command
+from reproduce.harness.declare import Prompts, Row, Table, World
 
 TABLE = Table(
     name="pso_table2",

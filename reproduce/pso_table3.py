@@ -12,9 +12,9 @@ the teacher, so at pocket scale "base" and "teacher + LCM-LoRA" are one model.
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pso_table1
-from table_command import command
-from tables import Row, Sampled
+from reproduce import pso_table1
+from reproduce.harness.command import command
+from reproduce.harness.declare import Row, Sampled
 
 LORA = {"pocket": "pocket-lcm", "full": "sdxl-lcm-lora"}
 RANK = {"rank": 32}  # PSO App. B.1, at full scale

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-import table_command
-import table_runs
-import table_settings
-from chunks import processes
-from common import command_line
 from fsalign_lib.plotting import contact_sheet, save_pictures
-from measure import sample
-from runs import last_checkpoint
-from tables import Prompts, Row, Sampled, Table, World
+from reproduce.common.cli import command_line
+from reproduce.common.files import last_checkpoint
+from reproduce.common.shards import processes
+from reproduce.evaluation.scores import sample
+from reproduce.harness import command as table_command
+from reproduce.harness import rows as table_runs
+from reproduce.harness import settings as table_settings
+from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
 
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=10, guidance={"pocket": 2.5, "full": 5.0})
 POCKET = {"updates": 60, "batch": 4}

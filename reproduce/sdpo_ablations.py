@@ -17,10 +17,10 @@ many times that of the others, and the reward of its prediction does not depend 
 
 from collections.abc import Sequence
 
-import sdpo_curves
-from curve_figures import panel, watched
-from table_command import command
-from tables import Row, Sheet, Table, World
+from reproduce import sdpo_curves
+from reproduce.harness.command import command
+from reproduce.harness.declare import Row, Table, World
+from reproduce.harness.figures import Sheet, panel, watched
 
 DENSE, RETURNS, NORMALISATION = "dense rewards", "discounted returns", "normalisation"
 WEIGHTING, UPDATES, LAST = "importance weighting", "gradient updates", "the last step (not in the paper)"

@@ -15,11 +15,11 @@ mean rise over training (see curves), each by the interval of all claims.
 from collections.abc import Sequence
 from dataclasses import replace
 
-import sdpo_table1
-from curve_figures import KL, panel
-from sdpo_table1 import METHODS, REWARDS
-from table_command import command
-from tables import Prompts, Sheet, Table, World
+from reproduce import sdpo_table1
+from reproduce.harness.command import command
+from reproduce.harness.declare import Prompts, Table, World
+from reproduce.harness.figures import KL, Sheet, panel
+from reproduce.sdpo_table1 import METHODS, REWARDS
 
 COLORS = dict(zip(METHODS, ("grey", "green", "orange", "blue"), strict=True))
 FIGURES = {1: "4", 2: "8", 4: "9", 8: "10", 16: "11", 50: "3"}

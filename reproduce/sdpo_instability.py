@@ -21,10 +21,10 @@ the lengths that were mixed: ours are Aesthetic, as in its ablations, and 1, 2, 
 
 from collections.abc import Sequence
 
-import sdpo_curves
-from curve_figures import panel, watched
-from table_command import command
-from tables import Row, Sheet, Table, World
+from reproduce import sdpo_curves
+from reproduce.harness.command import command
+from reproduce.harness.declare import Row, Table, World
+from reproduce.harness.figures import Sheet, panel, watched
 
 METHODS = {"d3po": ("D3PO", "grey"), "ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange")}
 SHARED, FULL = {"reward": "aesthetic", "snapshot_every": 4}, {"snapshot_every": 5}

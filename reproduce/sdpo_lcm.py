@@ -13,10 +13,10 @@ which here are DDPO's, as SDPO's App. A.1 has it for the other model.
 
 from collections.abc import Sequence
 
-import sdpo_curves
-from curve_figures import watched
-from table_command import command
-from tables import Row, Sheet, Table, World
+from reproduce import sdpo_curves
+from reproduce.harness.command import command
+from reproduce.harness.declare import Row, Table, World
+from reproduce.harness.figures import Sheet, watched
 
 METHODS = {"ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange"), "sdpo": ("SDPO", "blue")}
 SHARED = {"reward": "aesthetic", "kernel": "renoise", "steps": 8, "snapshot_every": 4}

@@ -10,9 +10,9 @@ then sampled in 1, 4, 16 and 50 steps.
 
 from collections.abc import Iterator, Sequence
 
-import recipes
-from table_command import command
-from tables import Prompts, Row, Table, World
+from reproduce import recipes
+from reproduce.harness.command import command
+from reproduce.harness.declare import Prompts, Row, Table, World
 
 REWARDS = {
     "imagereward": ("ImageReward", 3),

@@ -20,14 +20,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import table_command
-import table_settings
-from chunks import in_chunks, processes
-from common import Clock, command_line, generator, provenance, write_json
-from evaluate import picture_noise
 from fsalign_lib.dense_reward import predict_rewards, query_steps
 from fsalign_lib.rollout import rollout
-from tables import Prompts, Row, Table, World
+from reproduce.common.cli import command_line, generator
+from reproduce.common.files import write_json
+from reproduce.common.provenance import Clock, provenance
+from reproduce.common.shards import in_chunks, processes
+from reproduce.evaluation.scores import picture_noise
+from reproduce.harness import command as table_command
+from reproduce.harness import settings as table_settings
+from reproduce.harness.declare import Prompts, Row, Table, World
 
 REWARDS = {"aesthetic": "Aesthetic", "imagereward": "ImageReward", "hps": "HPSv2", "pickscore": "PickScore"}
 STRATEGIES = {

@@ -20,25 +20,25 @@ from accelerate import DistributedType
 from torch import Tensor
 from tqdm import tqdm
 
-import distillation
-import recipes
-from averages import Average
-from common import check_finite, command_line, generator
-from data import read_prompts
-from distill_config import DistillConfig, check_settings, one_step
-from distillation import ASSISTANT_WEIGHTS, THROUGH_INPUTS, Matched
-from fsalign_lib.conditioning import Cond, cat
-from fsalign_lib.edm import denoise
 from fsalign_lib.kernels import Kernel
-from fsalign_lib.latent import LatentModel
 from fsalign_lib.losses.distribution_matching import assistant_loss, guided
-from fsalign_lib.models import load
+from fsalign_lib.models.conditioning import Cond, cat
+from fsalign_lib.models.edm import denoise
+from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.load import load
+from fsalign_lib.models.student_teacher import Trio, build_trio
 from fsalign_lib.rewards.jpeg import JPEGReward
 from fsalign_lib.rollout import seeded_noise
-from fsalign_lib.trio import Trio, build_trio
-from runs import Losses, Run, check, divides, load_model, parse_training
-from sampling import Reward, round_rows
-from train_offline import KEPT_PROMPTS
+from reproduce import recipes
+from reproduce.common.cli import check_finite, command_line, generator
+from reproduce.data.prompt_sets import read_prompts
+from reproduce.train_offline import KEPT_PROMPTS
+from reproduce.training import distillation
+from reproduce.training.distill_config import DistillConfig, check_settings, one_step
+from reproduce.training.distillation import ASSISTANT_WEIGHTS, THROUGH_INPUTS, Matched
+from reproduce.training.ema import Average
+from reproduce.training.run import Losses, Run, check, divides, load_model, parse_training
+from reproduce.training.sampling import Reward, round_rows
 
 STUDENT, ASSISTANT = 0, 1  # of the run's two learners
 

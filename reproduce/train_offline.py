@@ -1,6 +1,6 @@
 r"""Training on given pictures: Diffusion-DPO, offline PSO, mixed PSO; plain fine-tuning, DreamBooth.
 
-python reproduce/pairs.py --out runs/pairs
+python reproduce/build_pairs.py --out runs/pairs
 python reproduce/train_offline.py --method pso-offline --pairs runs/pairs --out runs/pso-offline
 python reproduce/train_offline.py --method pso --pairs pictures-in-a-style --out runs/style
 
@@ -23,16 +23,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import recipes
-from common import check_finite, command_line, generator, positive
-from fsalign_lib.conditioning import Cond, cat
 from fsalign_lib.kernels import Kernel
-from fsalign_lib.latent import LatentModel
-from fsalign_lib.losses.preference import pso_weights, squared_error
+from fsalign_lib.losses.common import squared_error
+from fsalign_lib.losses.preference import pso_weights
+from fsalign_lib.models.conditioning import Cond, cat
+from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import seeded_noise
-from pairs import PairLatents, read_latents
-from references import half_gradients, reference_log_probs
-from runs import Run, TrainConfig, check, divides, load_model, parse_training, training_kernel
+from reproduce import recipes
+from reproduce.common.cli import check_finite, command_line, generator, positive
+from reproduce.data.pairs import PairLatents, read_latents
+from reproduce.training.references import half_gradients, reference_log_probs
+from reproduce.training.run import Run, TrainConfig, check, divides, load_model, parse_training, training_kernel
 
 KEPT_PROMPTS = 8192  # their conditions are kept: 2.6 GB for SDXL in half precision
 
@@ -44,7 +45,7 @@ class OfflineConfig(TrainConfig):
     METHODS: ClassVar = recipes.OFFLINE
 
     pairs: Path
-    """Folder with pairs.jsonl (see reproduce/pairs.py); for methods without losers also one of pictures with captions
+    """Folder with pairs.jsonl (see reproduce/build_pairs.py); for methods without losers also one of pictures with captions
     (see DATA.md)."""
     updates: int
     batch: int

@@ -16,16 +16,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import recipes
-from common import check_finite, command_line, generator, positive
-from data import read_prompts
 from fsalign_lib.advantages import Advantages
 from fsalign_lib.dense_reward import Strategy, discounted_returns
 from fsalign_lib.kernels import Kernel
-from fsalign_lib.latent import LatentModel
 from fsalign_lib.losses.reward_difference import Updates, importance_weights, step_updates
-from runs import Run, check, divides, load_model, parse_training, training_kernel
-from sampling import STEPS_AT_ONCE, OnlineConfig, Pairs, Reward, Setup, log_probs, reference_log_probs, sample_pairs
+from fsalign_lib.models.latent_model import LatentModel
+from reproduce import recipes
+from reproduce.common.cli import check_finite, command_line, generator, positive
+from reproduce.data.prompt_sets import read_prompts
+from reproduce.training.run import Run, check, divides, load_model, parse_training, training_kernel
+from reproduce.training.sampling import (
+    STEPS_AT_ONCE,
+    OnlineConfig,
+    Pairs,
+    Reward,
+    Setup,
+    log_probs,
+    reference_log_probs,
+    sample_pairs,
+)
 
 
 def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Reward | None = None) -> Setup:

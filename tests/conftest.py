@@ -11,7 +11,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState  # noqa: E402
 
-import tiny  # noqa: E402
+from tests import tiny  # noqa: E402
 
 torch.set_num_threads(1)  # networks this small gain nothing from more, and sums have the order that they have elsewhere
 matplotlib.use("Agg")  # in this process only: MPLBACKEND would reach the notebooks' kernels and take their figures away

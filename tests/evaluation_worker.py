@@ -7,9 +7,9 @@ import signal
 import torch
 from torch.nn import functional as F
 
-import evaluate
-import tiny
-from scoring import Frechet, Reward
+from reproduce import evaluate
+from reproduce.evaluation.metrics import Frechet, Reward
+from tests import tiny
 
 DIMENSIONS = 12
 

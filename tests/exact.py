@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from fsalign_lib.latent import LatentModel
+from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.schedules import NoiseSchedule
 
 

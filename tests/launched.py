@@ -11,8 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-WORKERS = ["evaluation_worker", "training_worker", "kill_and_resume"]
-FOLDERS = ("tests", "benchmarks", "reproduce", "")
+WORKERS = ["tests.evaluation_worker", "tests.training_worker", "reproduce.benchmarks.kill_and_resume"]
 
 
 def launch(target: Callable, arguments: Sequence[tuple]) -> list[int]:
@@ -25,7 +24,7 @@ def launch(target: Callable, arguments: Sequence[tuple]) -> list[int]:
     ]
     # The server starts with the first process, and does not get this one's path otherwise.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / name) for name in FOLDERS))
+        patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
         for process in started:
             process.start()

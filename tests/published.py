@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 import transformers
 
-import original_inputs as given
 from fsalign_lib.rewards import full
 from fsalign_lib.rewards.conversion import from_open_clip
 from fsalign_lib.twins.rewards import clip_words, hps_checkpoint, write
+from tests import original_inputs as given
 
 RECORD = json.loads((Path(__file__).parent / "fixtures" / "reward_originals.json").read_text())
 NAMES = ("pickscore", "clipscore", "hps", "hps-2.1", "imagereward", "aesthetic")

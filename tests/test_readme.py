@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-import common
+from reproduce.common.provenance import ROOT
 
-RESULTS = common.ROOT / "reproduce" / "results"
-README = (common.ROOT / "README.md").read_text("utf-8")
+RESULTS = ROOT / "reproduce" / "results"
+README = (ROOT / "README.md").read_text("utf-8")
 LINE = re.compile(r"^(\| `reproduce/(\w+)\.py` \|.*\| run.*?\[results\])", re.MULTILINE)
 ROWS = {name: line for line, name in LINE.findall(README)}  # of the scripts that were run
 

@@ -8,10 +8,8 @@ from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-import runs
-import train_distill
-import train_offline
-import train_online
+from reproduce import train_distill, train_offline, train_online
+from reproduce.training import run as runs
 
 
 def each_loop(online: list[list[str]], distill: list[list[str]], offline: list[str]) -> None:

@@ -49,8 +49,7 @@ import torch
 from torch import Tensor
 
 from fsalign_lib.kernels import Reduction, at_least_float32, reduce_dims
-from fsalign_lib.losses.checks import check_samples
-from fsalign_lib.losses.preference import Diagnostics, squared_error
+from fsalign_lib.losses.common import Diagnostics, check_samples, squared_error
 
 Distance = Literal["squared", "pseudo-huber"]
 

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from fsalign_lib.kernels import Reduction
-from fsalign_lib.losses.checks import check_rows, for_each_step
-from fsalign_lib.losses.preference import Diagnostics
+from fsalign_lib.losses.common import Diagnostics, check_rows, for_each_step
 
 
 def ddpo_reinforce(logp: Tensor, advantage: Tensor, steps: Reduction = "sum") -> tuple[Tensor, Diagnostics]:

@@ -27,19 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsalign_lib.kernels import Kernel, Reduction, at_least_float32, reduce_dims, require_stochastic
-from fsalign_lib.losses.checks import check_positive, check_rows
-
-Steps = Literal["inside", "outside"]
-Diagnostics = dict[str, Tensor]
-
-
-def squared_error(a: Tensor, b: Tensor, reduction: Reduction = "mean", batch_dims: int = 1) -> Tensor:
-    r"""$\|a - b\|^2$ in float32: the "sum" over all dimensions but the first `batch_dims`, or their "mean" (over D).
-
-    Returns (B,), or (B, S) for `batch_dims=2`.
-    """
-    return reduce_dims((at_least_float32(a) - at_least_float32(b)) ** 2, reduction, batch_dims)
+from fsalign_lib.kernels import Kernel, require_stochastic
+from fsalign_lib.losses.common import Diagnostics, Steps, check_positive, check_rows
 
 
 def diffusion_dpo(

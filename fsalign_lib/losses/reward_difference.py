@@ -27,8 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fsalign_lib.losses.checks import check_positive, check_rows, for_each_step
-from fsalign_lib.losses.preference import Diagnostics, Steps
+from fsalign_lib.losses.common import Diagnostics, Steps, check_positive, check_rows, for_each_step
 
 Updates = Literal["shuffled", "sequential", "accumulated"]
 

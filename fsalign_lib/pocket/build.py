@@ -14,7 +14,8 @@ import torch
 import tyro
 from peft import get_peft_model_state_dict
 
-from fsalign_lib.pocket import autoencoder, clip, data, judges, lcm, networks, rewards, selfsup, student, teacher
+from fsalign_lib.pocket import autoencoder, clip, data, lcm, networks, rewards, selfsup, student, teacher
+from fsalign_lib.pocket import classifiers as judges
 from fsalign_lib.pocket.weights import WEIGHTS
 
 STAGES = (

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fsalign_lib.pocket import networks
 from fsalign_lib.pocket.captions import ANIMALS, COLORS, COUNTS, PLACES, Fact
+from fsalign_lib.pocket.classifiers import worn
 from fsalign_lib.pocket.fit import fit
-from fsalign_lib.pocket.judges import worn
 from fsalign_lib.pocket.teacher import captions, token_ids
 
 STEPS = 1_300

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fsalign_lib.consistency import boundary_scalings, pseudo_huber
 from fsalign_lib.kernels import DDIM
+from fsalign_lib.models.consistency import boundary_scalings
 from fsalign_lib.pocket import networks
 from fsalign_lib.pocket.fit import fit
 from fsalign_lib.pocket.student import guided_x0, predict_x0
@@ -79,3 +79,8 @@ def train(teacher: nn.Module, text_encoder: nn.Module, latents: Tensor, ids: Ten
         weight_decay=0.0,
     )
     return average.eval()
+
+
+def pseudo_huber(difference: Tensor, c: float) -> Tensor:
+    r"""$\sqrt{d^2 + c^2} - c$ of every element d: quadratic near 0, |d| far from it.  # of difference's shape"""
+    return (difference**2 + c**2).sqrt() - c

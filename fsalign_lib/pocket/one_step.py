@@ -14,10 +14,10 @@ from pathlib import Path
 
 import tyro
 
-from fsalign_lib import models
+from fsalign_lib.models import load as models
+from fsalign_lib.models.presets import PRESETS
 from fsalign_lib.pocket.build import save
 from fsalign_lib.pocket.weights import WEIGHTS
-from fsalign_lib.presets import PRESETS
 
 KEPT = ("config", "commit", "versions", "device", "threads", "wall_seconds", "peak_memory_mb")
 OF_FOLDERS = ("out", "resume", "save_every", "snapshot_every", "tracker")  # settings that change no number

@@ -13,12 +13,12 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from fsalign_lib import models
-from fsalign_lib.metrics import sharpness
+from fsalign_lib.metrics.features import sharpness
+from fsalign_lib.models import load as models
 from fsalign_lib.plotting import contact_sheet
 from fsalign_lib.pocket import judge, networks
 from fsalign_lib.pocket.captions import ANIMALS, caption, prompts
-from fsalign_lib.pocket.judges import classify
+from fsalign_lib.pocket.classifiers import classify
 from fsalign_lib.pocket.render import scenes
 from fsalign_lib.pocket.rewards import agreement, held_out_pairs
 from fsalign_lib.pocket.weights import WEIGHTS

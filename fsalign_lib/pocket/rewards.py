@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fsalign_lib.pocket import autoencoder, judge, networks
 from fsalign_lib.pocket.captions import Fact
+from fsalign_lib.pocket.classifiers import soften, worn
 from fsalign_lib.pocket.clip import near_miss
 from fsalign_lib.pocket.fit import fit
-from fsalign_lib.pocket.judges import soften, worn
 from fsalign_lib.pocket.render import render
 from fsalign_lib.pocket.teacher import captions, token_ids
 from fsalign_lib.rewards.aesthetic import AestheticReward

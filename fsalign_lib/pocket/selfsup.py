@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsalign_lib.pocket import networks
+from fsalign_lib.pocket.classifiers import soften
 from fsalign_lib.pocket.fit import fit
 from fsalign_lib.pocket.judge import normalize
-from fsalign_lib.pocket.judges import soften
 
 STEPS = 400
 BATCH = 64

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fsalign_lib.hub import Hub
+from fsalign_lib.models.hub import Hub
 from fsalign_lib.pocket.weights import WEIGHTS, require_folder
 from fsalign_lib.rewards import full
 from fsalign_lib.rewards.aesthetic import AestheticReward

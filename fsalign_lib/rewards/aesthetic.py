@@ -9,9 +9,9 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fsalign_lib.models.tensor_files import fill, load_pretrained, read_tensors
 from fsalign_lib.pocket.weights import require_folder
 from fsalign_lib.rewards.preprocess import POCKET, Preprocess, full_precision
-from fsalign_lib.tensor_files import fill, load_pretrained, read_tensors
 
 
 def published_mlp(width: int) -> nn.Sequential:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from fsalign_lib.models.tensor_files import load_pretrained
 from fsalign_lib.pocket.weights import require_folder
 from fsalign_lib.rewards.preprocess import POCKET, Preprocess, full_precision
-from fsalign_lib.tensor_files import load_pretrained
 
 
 class CLIPReward(nn.Module):

@@ -10,13 +10,13 @@ import ftfy
 import torch
 import transformers
 
-from fsalign_lib.hub import Download, Hub
+from fsalign_lib.models.hub import Download, Hub
+from fsalign_lib.models.tensor_files import check_keys, fill, load_converted, load_pretrained, read_tensors
 from fsalign_lib.rewards.aesthetic import AestheticReward, published_mlp
 from fsalign_lib.rewards.clip import CLIPReward
 from fsalign_lib.rewards.conversion import from_image_reward, from_open_clip
 from fsalign_lib.rewards.imagereward import ImageReward
 from fsalign_lib.rewards.preprocess import OPENAI, PICKSCORE, Preprocess
-from fsalign_lib.tensor_files import check_keys, fill, load_converted, load_pretrained, read_tensors
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # also PickScore's and HPS's vocabulary
 WORDS = ("vocab.json", "merges.txt")

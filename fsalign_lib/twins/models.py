@@ -12,9 +12,9 @@ import transformers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from fsalign_lib import architectures as full
-from fsalign_lib.presets import FP16_VAE, PRESETS, SDXL, split
-from fsalign_lib.twins.parts import clip_vocabulary, seed_by
+from fsalign_lib.models.presets import FP16_VAE, PRESETS, SDXL, split
+from fsalign_lib.twins import architectures as full
+from fsalign_lib.twins.vocabulary import clip_vocabulary, seed_by
 
 TEXT_LENGTH = 12  # tokens; 77 at full size
 WIDTH = 16  # of a text encoder

@@ -10,11 +10,11 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fsalign_lib.image_encoder import DINO
 from fsalign_lib.rewards import REWARDS, ImageReward, full
 from fsalign_lib.rewards.aesthetic import published_mlp
 from fsalign_lib.rewards.conversion import to_image_reward, to_open_clip
-from fsalign_lib.twins.parts import clip_vocabulary, seed_by
+from fsalign_lib.rewards.dino import DINO
+from fsalign_lib.twins.vocabulary import clip_vocabulary, seed_by
 
 SIZE, PATCH = 32, 16  # of the pictures that the vision towers read
 WIDTH = 64

@@ -1,0 +1,379 @@
+r"""Latent diffusion models in diffusers' own classes, behind the few methods that kernels, losses and loops need.
+
+Whatever a network predicts (noise, v or the clean sample), whatever it is conditioned on (see `conditioning`), and
+whatever the guidance, is settled here: callers see `predict_x0` and `predict_eps`. `models.load` makes one.
+
+The networks may be in half precision; what is computed from their outputs is in the precision of the state, float32.
+
+The frozen reference of the preference objectives is the same network with its adapter off (LoRA), or a frozen copy
+(when all weights are trained): `with model.reference(): ...`.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from fsalign_lib.kernels import Kernel, build_kernel
+from fsalign_lib.models.adapters import Adapters
+from fsalign_lib.models.conditioning import Cond, cat, stack
+from fsalign_lib.models.consistency import boundary_scalings, guidance_embedding
+from fsalign_lib.models.presets import SAMPLING, SCHEDULERS, Preset
+from fsalign_lib.schedules import NoiseSchedule, lcm_timesteps
+
+Training = Literal["lora", "full"]
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class LatentModel:
+    """UNet (or transformer), VAE, text encoders and noise schedule as one model (see `models.load`).
+
+    Attributes:
+        name: what `load` was given. kernel: the name of its usual sampler (see `sampler`).
+        guidance_scale: the weight w of classifier-free guidance, eps = eps_null + w (eps_cond - eps_null); 1 is none.
+            A UNet with a guidance embedding (LCM) takes w as an input instead.
+        network: what is called in place of `unet`: itself, or its wrapper for several processes.
+        adapters: those of `unet`, which several models may share; adapter: the one of this model, None for none.
+    """
+
+    def __init__(self, name: str, unet, vae, text, scheduler, preset: Preset, image_size: int):
+        config = scheduler.config
+        if config.beta_schedule not in ("scaled_linear", "linear"):
+            raise ValueError(f"{name}: beta_schedule {config.beta_schedule!r}: expected scaled_linear or linear")
+        if config.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(
+                f"{name}: prediction_type {config.prediction_type!r}: expected epsilon, v_prediction, sample"
+            )
+        self.name, self.scheduler = name, scheduler
+        self.unet, self.vae, self.text = unet, vae, text
+        for part in (unet, vae, *text.modules):
+            part.requires_grad_(False).eval()
+        self.network: nn.Module = unet
+        self.dtype: torch.dtype = unet.dtype
+        betas = getattr(NoiseSchedule, config.beta_schedule)
+        self.schedule: NoiseSchedule = betas(config.beta_start, config.beta_end, config.num_train_timesteps)
+        self.prediction_type = config.prediction_type
+        self.kernel = preset.kernel or SCHEDULERS[type(scheduler).__name__]
+        self.timesteps = preset.timesteps
+        self.guidance_scale = preset.guidance
+        self.embeds_guidance = unet.config.get("time_cond_proj_dim") is not None
+        self.image_size = image_size
+        self.training: dict | None = None  # what is trained: {"training": "lora", "rank": ...}
+        self.frozen_copy: nn.Module | None = None
+        self.adapters, self.adapter = Adapters(unet), None
+        self._in_reference = False
+        self._embeddings: dict[str | None, Cond] = {}  # None: no prompt
+        self.fingerprint, self.vae_fingerprint = fingerprint(unet), fingerprint(vae)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.image_size // vae_factor(self.vae)
+        return (self.unet.config.in_channels, size, size)
+
+    def to(self, device: torch.device) -> "LatentModel":
+        for part in (self.unet, self.vae, *self.text.modules, self.frozen_copy):
+            if part is not None:
+                part.to(device)
+        self._embeddings = {k: v.to(device) for k, v in self._embeddings.items()}
+        return self
+
+    def sampler(self, num_steps: int, kernel: str | None = None, eta: float = 1.0) -> Kernel:
+        """A kernel on the times that this model was made for.
+
+        Args:
+            kernel: another than the model's own; one of `kernels.KERNELS`.
+
+        Raises:
+            ValueError: see `build_kernel`; or the model can only be sampled in another number of steps.
+        """
+        name, grid = kernel or self.kernel, None
+        if name == self.kernel and self.timesteps is not None:
+            if num_steps != len(self.timesteps):
+                raise ValueError(
+                    f"num_steps = {num_steps}: {self.name} is sampled at t = {', '.join(map(str, self.timesteps))} "
+                    f"only: use num_steps = {len(self.timesteps)}"
+                )
+            grid = torch.tensor(self.timesteps)
+        elif name == "renoise" and "original_inference_steps" in self.scheduler.config:
+            grid = lcm_timesteps(num_steps, self.scheduler.config.original_inference_steps)
+        return build_kernel(name, self.schedule, num_steps, timesteps=grid, eta=eta)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+        """Prompts as the network is conditioned on them, each encoded once in the model's life.
+
+        Returns:
+            text embeddings (B, L, D), or for SDXL a `Conditioning`, in the text encoder's precision.
+        """
+        new = [p for p in dict.fromkeys(prompts) if p not in self._embeddings]
+        if new:
+            encoded = self.text.encode(new)
+            self._embeddings |= {prompt: encoded[i] for i, prompt in enumerate(new)}
+        return stack([self._embeddings[p] for p in prompts])
+
+    def forget_prompts(self) -> None:
+        """Drop the encoded prompts: 30,000 of SDXL's are 19 GB in float32."""
+        self._embeddings.clear()
+
+    @torch.no_grad()
+    def null(self, batch: int) -> Cond:
+        """The condition of no prompt, `batch` times."""
+        if None not in self._embeddings:
+            self._embeddings[None] = self.text.null()[0]
+        return stack([self._embeddings[None]] * batch)
+
+    def _forward(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
+        """One call of the network, in its precision; the output is in that of x_t."""
+        network = self.frozen_copy if self._in_reference and self.frozen_copy is not None else self.network
+        inputs = self.text.inputs(cond.to(self.dtype))
+        if self.embeds_guidance:
+            embedding = guidance_embedding(self.guidance_scale, self.unet.config.time_cond_proj_dim)
+            inputs["timestep_cond"] = embedding.to(x_t.device, self.dtype).expand(len(x_t), -1)
+        t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+        with self.adapters.using(None if self._in_reference else self.adapter):
+            out = network(x_t.to(self.dtype), timestep=t, **inputs, return_dict=False)[0]
+        return out[:, : x_t.shape[1]].to(x_t.dtype)  # PixArt also predicts a variance
+
+    def _predict(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
+        """The network's own output, with guidance; its two halves go through the network together."""
+        if self.guidance_scale == 1 or self.embeds_guidance:
+            return self._forward(x_t, t, cond)
+        both_t = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+        out = self._forward(torch.cat([x_t, x_t]), both_t, cat([self.null(len(cond)), cond]))
+        unconditional, conditional = out.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def predict_x0(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
+        r"""The predicted clean latent of a VP sample x_t at time t, an int or a LongTensor (B,).  # (B, C, h, w)
+
+        For a model with an LCMScheduler it is $c_{skip}(t)\, x_t + c_{out}(t)\, \hat x_0$, the consistency function.
+        """
+        out = self._predict(x_t, t, cond)
+        if self.prediction_type == "epsilon":
+            out = self.schedule.x0_from_eps(x_t, out, t)
+        elif self.prediction_type == "v_prediction":
+            out = self.schedule.x0_from_v(x_t, out, t)
+        if "timestep_scaling" not in self.scheduler.config:
+            return out
+        c_skip, c_out = boundary_scalings(t, self.scheduler.config.timestep_scaling, x_t)
+        return c_skip * x_t + c_out * out
+
+    def predict_eps(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
+        """The predicted noise of a VP sample x_t at time t, an int or a LongTensor (B,).  # (B, C, h, w)"""
+        out = self._predict(x_t, t, cond)
+        if self.prediction_type == "epsilon":
+            return out
+        convert = self.schedule.eps_from_x0 if self.prediction_type == "sample" else self.schedule.eps_from_v
+        return convert(x_t, out, t)
+
+    def decode(self, latents: Tensor, through_clamp: bool = False) -> Tensor:
+        """Pictures in [0, 1], differentiable.  # (B, 3, H, W)
+
+        Args:
+            through_clamp: what the decoder gives outside [0, 1] is clamped, and such a value has no gradient; with
+                this the gradient passes the clamp as if it were not there. The pictures are the same.
+        """
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        pictures = self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
+        clamped = pictures.clamp(0, 1)
+        return pictures + (clamped - pictures).detach() if through_clamp else clamped
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents (posterior means, scaled to unit variance) of pictures in [0, 1].  # (B, C, h, w)"""
+        posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
+        return posterior.mean.float() * self.vae.config.scaling_factor
+
+    def with_network(self, unet: nn.Module) -> "LatentModel":
+        """A model like this one, untrained, with another network; VAE and text encoders are shared.
+
+        Args:
+            unet: of this one's class. With this one's own, the two models share the network and its adapters.
+        """
+        other = copy.copy(self)
+        other.unet = other.network = unet
+        other.training = other.frozen_copy = other.adapter = None
+        other.adapters = self.adapters if unet is self.unet else Adapters(unet)
+        return other
+
+    def add_lora(
+        self,
+        rank: int,
+        alpha: int | None = None,
+        targets: Sequence[str] = ATTENTION,
+        seed: int = 0,
+        name: str = "default",
+    ) -> None:
+        """Train low-rank adapters on the named layers: W + (alpha / rank) B A, with B = 0 at the start.
+
+        They are in float32 whatever the network's precision is: half is too coarse for steps of 1e-5.
+
+        Args:
+            alpha: `rank` if None, as in the PSO code.
+            name: where several models share the network, one for each.
+
+        Raises:
+            ValueError: it is trained already, or diffusers has no adapters for this network (PixArt).
+        """
+        if not hasattr(self.unet, "add_adapter"):
+            raise ValueError(f"{self.name}: {type(self.unet).__name__} takes no adapters: train all weights (full)")
+        self._start_training()
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)
+        )
+        self.adapters.add(name, config, seed)
+        self.adapter = name
+        self.training = {"training": "lora", "rank": rank, "alpha": alpha or rank, "targets": list(targets)}
+
+    def train_all_weights(self, reference: bool = True) -> None:
+        """Train every weight of the UNet; the reference is a frozen copy, unless there is to be none."""
+        self._start_training()
+        self.frozen_copy = copy.deepcopy(self.unet) if reference else None
+        self.unet.requires_grad_(True)
+        self.training = {"training": "full"}
+
+    def _start_training(self) -> None:
+        if self.training is not None:
+            raise ValueError(f"{self.name} is trained already ({self.training}): load it again for another training")
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        if self.adapter is not None:
+            return self.adapters.weights(self.adapter)
+        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations of network and decoder again in the backward, in place of keeping them."""
+        self.unet.enable_gradient_checkpointing(self.adapters.checkpoint)
+        self.vae.enable_gradient_checkpointing()  # which a reward's gradient comes back through
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within it the model is the frozen reference: the network as it was loaded."""
+        self._in_reference = True
+        try:
+            yield
+        finally:
+            self._in_reference = False
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The trained weights, whole and on the CPU. Under FSDP each process holds a part: all must call it."""
+        trained = self.trained_parameters().items()
+        whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained}
+        return {name: p.detach().cpu().contiguous() for name, p in whole.items()}
+
+    def save_adapter(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+        """Write the trained weights (adapters, or the whole UNet), and which model they belong to.
+
+        Args:
+            tensors: what `trained_tensors` gave; it is called if they are not given.
+        """
+        save_file(self.trained_tensors() if tensors is None else tensors, folder / "trained.safetensors")
+        precision = str(self.dtype).removeprefix("torch.")
+        about = {"model": self.name, "fingerprint": self.fingerprint, "dtype": precision, **(self.training or {})}
+        if self.timesteps is not None:
+            about["sampling"] = self.sampling()
+        (folder / "trained.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take the trained weights that `save_adapter` wrote; training is set up first if it was not.
+
+        Raises:
+            FileNotFoundError: no such files.
+            ValueError: they belong to another model, or to another kind of training.
+        """
+        path = Path(folder) / "trained.json"
+        if not path.exists():
+            raise FileNotFoundError(f"no trained weights in {folder}: expected trained.json and trained.safetensors")
+        about = json.loads(path.read_text())
+        model, fingerprint = about.pop("model"), about.pop("fingerprint")
+        sampling = about.pop("sampling", None)
+        dtype = getattr(torch, about.pop("dtype", "float32"))  # rounded weights have another fingerprint
+        if dtype != self.dtype:
+            raise ValueError(
+                f"checkpoint {folder} was trained on {model!r} in {dtype}: load it so, not in {self.dtype}"
+            )
+        if fingerprint != self.fingerprint:
+            raise ValueError(
+                f"checkpoint {folder} was trained from {model!r} (weights {fingerprint[:8]}) and not from "
+                f"{self.name!r} (weights {self.fingerprint[:8]}): load the model that it belongs to"
+            )
+        if self.training is None:
+            lora = about["training"] == "lora"
+            self.add_lora(about["rank"], about["alpha"], about["targets"]) if lora else self.train_all_weights()
+        if self.training != about:
+            raise ValueError(
+                f"checkpoint {folder} holds {about} and this model trains {self.training}: make them agree"
+            )
+        self.set_trained(Path(folder) / "trained.safetensors")
+        if sampling is not None:
+            self.kernel, self.guidance_scale = sampling["kernel"], sampling["guidance"]
+            self.timesteps = tuple(sampling["timesteps"])
+
+    def set_trained(self, path: Path) -> None:
+        """Take the trained weights of a file that holds what `trained_tensors` gave.
+
+        Raises:
+            ValueError: it holds others.
+        """
+        tensors, parameters = load_file(path), self.trained_parameters()
+        if tensors.keys() != parameters.keys():
+            raise ValueError(f"checkpoint {path.parent} holds other layers than {self.name!r} trains: it is damaged")
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(tensors[name])
+
+    def sampling(self) -> dict[str, Any]:
+        """How a model that knows only certain times is sampled: `presets.Preset`'s fields of the same names."""
+        return {"kernel": self.kernel, "timesteps": self.timesteps, "guidance": self.guidance_scale}
+
+    def merged_network(self) -> nn.Module:
+        """A copy of the network with the trained weights merged in."""
+        unet = copy.deepcopy(self.unet)
+        if self.adapter is not None:
+            unet.fuse_lora(adapter_names=[self.adapter])
+            unet.unload_lora()
+        return unet
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write a diffusers pipeline folder with the trained weights merged in; `load` reads it.
+
+        Where the model knows only certain times, presets.SAMPLING stands beside the parts and says so to `load`.
+        """
+        parts = {
+            self.text.network: self.merged_network(),
+            "vae": self.vae,
+            "scheduler": self.scheduler,
+            **self.text.components(),
+        }
+        getattr(diffusers, self.text.pipeline)(**parts).save_pretrained(folder, safe_serialization=True)
+        if self.timesteps is not None:
+            (Path(folder) / SAMPLING).write_text(json.dumps(self.sampling(), indent=2) + "\n")
+
+
+def vae_factor(vae: nn.Module) -> int:
+    """Pixels a latent, along each side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A hash over names, shapes and some values of the weights: tells models of the same shape apart."""
+    digest = hashlib.sha256()
+    for name, p in sorted(network.named_parameters()):
+        digest.update(f"{name}{tuple(p.shape)}".encode())
+        if not p.is_meta:  # without values, when a run is only planned
+            digest.update(p.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

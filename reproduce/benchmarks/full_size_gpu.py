@@ -1,0 +1,266 @@
+"""Online PSO at full size on a GPU: seconds, utilisation and memory, against what reproduce/plan.py predicts.
+
+python reproduce/benchmarks/full_size_gpu.py                                   # SD-Turbo and SDXL-Turbo, random weights
+python reproduce/benchmarks/full_size_gpu.py --models tiny --device cpu --out build/try.json  # its logic
+
+The networks have the published configurations and random weights, in bfloat16 with a LoRA of rank 16, so nothing is
+downloaded; speed and memory do not depend on the values. Measured, with and without gradient checkpointing:
+
+- `step`: forward and backward of the UNet alone, at several numbers of rows;
+- `update`: an update of `train_online`, a minibatch of pairs in micro-batches, with the optimizer's step;
+- `round`: sampling, reward, reference and updates.
+
+mfu is the FLOPs that plan.py counts (recomputed ones with them) over seconds and the card's peak; memory is torch's own
+peak of allocated bytes, so without the CUDA context and the allocator's gaps.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from fsalign_lib import twins
+from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.load import load
+from fsalign_lib.twins import architectures
+from reproduce import (
+    plan,
+    train_online,
+)
+from reproduce.common.cli import command_line, positive
+from reproduce.common.files import plain, write_json
+from reproduce.common.provenance import Clock, provenance
+from reproduce.planner.footprint import Footprint, Networks
+from reproduce.planner.gpus import GPU, GPUS, named
+from reproduce.training import run as runs
+
+PROMPTS = ["a cat", "a dog on the moon", "two wolves", "a red rabbit"]
+
+
+@dataclass(kw_only=True)
+class GPUConfig:
+    """Measure online PSO at full size."""
+
+    models: tuple[Literal["sd-turbo", "sdxl-turbo", "tiny"], ...] = ("sd-turbo", "sdxl-turbo")
+    """tiny: a small twin of SDXL-Turbo, to try the script."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    gpu: str | None = None
+    """Whose peak the utilisation refers to (see reproduce/planner/gpus.py); None: found by the device's name."""
+    rows: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Of the UNet step alone."""
+    micro_batches: tuple[int, ...] = (2, 6, 12)
+    """Steps of pairs; a pair has 3."""
+    pairs: int = 8
+    """Of a round, and of its one update."""
+    repetitions: int = 5
+    out: Path = Path(__file__).parent / "results" / "full_size_gpu.json"
+
+
+def prepare(config: GPUConfig) -> tuple[GPUConfig, GPU | None]:
+    """Raises: ValueError: no GPU, an unknown one, or numbers that are not positive."""
+    positive(config, "repetitions", "pairs")
+    for name in ("rows", "micro_batches"):
+        if not getattr(config, name) or min(getattr(config, name)) < 1:
+            raise ValueError(f"{name} = {getattr(config, name)}: expected numbers above 0")
+    if config.device == "cpu":
+        if set(config.models) != {"tiny"}:
+            raise ValueError("--device cpu is for trying the script: use --models tiny with it")
+        return config, None
+    if not torch.cuda.is_available():
+        raise ValueError("no CUDA device: run this on a machine with a GPU, or try it by --models tiny --device cpu")
+    if config.gpu is None:
+        device = torch.cuda.get_device_name().replace(" ", "")
+        found = [name for name in GPUS if name.split("-")[0] in device]
+        if not found:
+            raise ValueError(f"{device} is not in reproduce/planner/gpus.py: name the GPU whose peak it has by --gpu")
+        return config, GPUS[found[-1]]
+    return config, named(config.gpu)
+
+
+def random_model(name: str, device: str, prompts: Sequence[str]) -> LatentModel:
+    """A published model with random weights and embeddings, on the device, in bfloat16."""
+    model = architectures.meta_model(name, torch.bfloat16)
+    rows = model.encode_prompts(prompts)
+    for part in (model.unet, model.vae, *model.text.modules):
+        randomise(part, device)
+    filled = _filled(rows, device)
+    model._embeddings = {prompt: filled[i] for i, prompt in enumerate(prompts)}  # there is no tokenizer
+    return model
+
+
+def _filled(cond, device: str):
+    def fill(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, device=device).to(x.dtype)
+
+    return fill(cond) if isinstance(cond, Tensor) else cond._map(fill)
+
+
+def randomise(network: nn.Module, device: str) -> None:
+    """Allocate a network that is on the meta device, with small random weights."""
+    network.to_empty(device=device)
+    for p in network.parameters():
+        p.data.normal_(std=0.02)
+    for buffer in network.buffers():
+        if buffer.dtype == torch.long:  # the positions of CLIP
+            buffer.copy_(torch.arange(buffer.numel(), device=device).view_as(buffer))
+
+
+def random_reward(device: str, prompts: Sequence[str]) -> nn.Module:
+    """PickScore's network with random weights, and embeddings for the prompts."""
+    reward = architectures.meta_reward("pickscore")
+    randomise(reward, device)
+    width = reward.model.config.projection_dim
+    reward.cache = {prompt: torch.randn(width, device=device) for prompt in prompts}
+    return reward
+
+
+@dataclass
+class Bench:
+    """One model, ready to train, and what the planner says of it."""
+
+    name: str
+    setup: train_online.Setup
+    footprint: Footprint
+
+
+def build(config: GPUConfig, name: str, folder: Path) -> Bench:
+    """A run of online PSO as the full-size recipe has it, but for the batches."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    preset = name
+    if name == "tiny":
+        twins.save_twin("sdxl-turbo", folder)
+        preset = str(folder / "stabilityai" / "sdxl-turbo")
+    run = runs.make_config(
+        train_online.OnlineConfig,
+        "pso-online",
+        "full",
+        model=preset,
+        prompts=str(prompts),
+        out=folder / name,
+        dtype="bfloat16",
+        rounds=10**6,
+        save_every=10**6,
+        pairs=config.pairs,
+        minibatch=config.pairs,
+        rollout_batch=1,
+        vae_slicing=True,
+    )
+    if name == "tiny":
+        model, reward, meta_reward = load(preset, torch.bfloat16), lambda images, _: images.mean((1, 2, 3)), None
+    else:
+        model, reward = random_model(name, config.device, PROMPTS), random_reward(config.device, PROMPTS)
+        meta_reward = plan.meta_reward(run.reward, "full")
+    setup = train_online.prepare(run, model, reward)
+    networks = Networks(plan.meta_model(run), meta_reward, run)
+    return Bench(name, setup, Footprint(run, networks, len(PROMPTS), cuda=config.device == "cuda"))
+
+
+def measure(call: Callable[[], Any], repetitions: int, cuda: bool) -> tuple[float, float | None]:
+    """Median seconds, and peak GB; a first call is a rehearsal."""
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times), torch.cuda.max_memory_allocated() / plan.GB if cuda else None
+
+
+def step(bench: Bench, rows: int) -> None:
+    """Forward and backward of the UNet alone."""
+    model = bench.setup.model
+    x = torch.randn(rows, *model.latent_shape, device=model.device)
+    t = torch.full((rows,), 499, device=model.device)
+    model.predict_eps(x, t, bench.setup.cond[[0]].repeat_interleave(rows, 0)).square().mean().backward()
+    bench.setup.run.optimizer.zero_grad()
+
+
+def cases(config: GPUConfig, bench: Bench, checkpointing: bool) -> list[tuple[str, int, Callable, dict, int]]:
+    """What is measured: its name, its size, the call, its FLOPs by dtype, and the planner's peak in bytes."""
+    setup, footprint, networks = bench.setup, bench.footprint, bench.footprint.networks
+    fixed = sum(footprint.fixed.values())
+    update, _ = networks.update(checkpointing)
+    found = []
+    for rows in config.rows:
+        flops = {dtype: rows * value for dtype, value in update.flops_per_row.items()}
+        found.append(("step", rows, partial(step, bench, rows), flops, fixed + update.peak(rows)))
+    pairs = train_online.sample_pairs(setup, 0)
+    reference = train_online.reference_log_probs(setup, pairs)
+    which, steps = next(train_online.minibatches(setup, pairs, 0))
+    flops = footprint.flops(checkpointing)
+    for micro in config.micro_batches:
+
+        def one_update(micro: int = micro) -> None:
+            setup.config.micro_batch = micro
+            train_online.update(setup, pairs, reference, which, steps)
+
+        peaks = footprint.peaks(micro, 1, checkpointing, footprint.batch)
+        peak = max(peaks["update"], peaks["optimizer step"])
+        found.append(("update", micro, one_update, flops["update"], peak))
+    rounds = train_online.train(setup)
+    whole: dict[str, float] = {}
+    for phase in flops.values():
+        for dtype, value in phase.items():
+            whole[dtype] = whole.get(dtype, 0) + value
+    found.append(("round", config.micro_batches[-1], lambda: next(rounds), whole, max(peaks.values())))
+    return found
+
+
+def benchmark(config: GPUConfig, gpu: GPU | None, bench: Bench) -> list[dict[str, Any]]:
+    """A record for each case. One that the card cannot hold says so."""
+    unet, records, cuda = bench.setup.model.unet, [], config.device == "cuda"
+    for checkpointing in (False, True):
+        unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
+        for what, batch, call, flops, planned in cases(config, bench, checkpointing):
+            record = {"model": bench.name, "what": what, "batch": batch, "gradient_checkpointing": checkpointing}
+            record |= {"tflop": sum(flops.values()) / 1e12, "planned_gb": planned / plan.GB}
+            try:
+                seconds, peak = measure(call, config.repetitions, cuda)
+            except torch.OutOfMemoryError:
+                records.append(record | {"error": "out of memory"})
+                bench.setup.run.optimizer.zero_grad()
+                torch.cuda.empty_cache()
+                continue
+            record["seconds"] = seconds
+            if gpu is not None:
+                record["mfu"] = sum(value / gpu.peak(dtype) for dtype, value in flops.items()) / seconds
+            if peak is not None:
+                record |= {"peak_gb": peak, "planned_over_measured": planned / plan.GB / peak}
+            records.append(record)
+            print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
+    return records
+
+
+def run(ready: tuple[GPUConfig, GPU | None]) -> None:
+    config, gpu = ready
+    clock, records = Clock(), []
+    for name in config.models:
+        with tempfile.TemporaryDirectory(prefix="full-size-") as folder:
+            records += benchmark(config, gpu, build(config, name, Path(folder)))
+        if config.device == "cuda":
+            torch.cuda.empty_cache()
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(config.out, {**provenance(clock), "config": plain(config), "records": records})
+    print(config.out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    command_line(lambda args: tyro.cli(GPUConfig, description=__doc__, args=args), prepare, run, argv)
+
+
+if __name__ == "__main__":
+    main()

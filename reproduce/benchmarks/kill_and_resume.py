@@ -1,0 +1,224 @@
+"""Kill a training again and again, resume it, and compare its weights with those of a training left in peace.
+
+python -m reproduce.benchmarks.kill_and_resume --out results.json
+
+Each loop is started from its command line with --resume, in a process of its own, and killed by SIGKILL after a random
+time; then again, until it has been killed often enough, and then once more to its end. A checkpoint is written after
+every update, so that many kills strike while one is written. Final weights, optimizer and history must be the same to
+the bit. The model is the tests' tiny random pipeline. The processes are forks of this one, which imports everything
+once and computes nothing.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+import tyro
+from safetensors.torch import load_file
+
+from reproduce import build_pairs as pair_files
+from reproduce import (
+    train_distill,
+    train_offline,
+    train_online,
+)
+from reproduce.common.cli import command_line, positive
+from reproduce.common.files import (
+    last_checkpoint,
+    plain,
+    writable_folder,
+    write_json,
+)
+from reproduce.common.provenance import Clock, provenance
+from reproduce.training.checkpoints import OPTIMIZERS
+from tests import tiny
+
+# Both libraries import a class when it is first asked for: once, here, and not in each process.
+LOADED = (
+    *(diffusers.UNet2DConditionModel, diffusers.AutoencoderKL, diffusers.EulerAncestralDiscreteScheduler),
+    *(transformers.CLIPTextModel, transformers.CLIPTokenizer),
+)
+
+
+# Online PSO; SDPO, whose advantages remember earlier rounds; offline PSO; DI*, which trains two networks in turn and
+# averages one of them.
+LOOPS = {
+    "online": train_online.main,
+    "sdpo": train_online.main,
+    "offline": train_offline.main,
+    "distill": train_distill.main,
+}
+
+
+@dataclass(kw_only=True)
+class KillConfig:
+    """Kill and resume each loop."""
+
+    kills: int = 20
+    """Of each loop."""
+    updates: int = 30
+    """Rounds or updates of a whole run."""
+    seed: int = 0
+    """Of the delays."""
+    out: Path
+
+
+def build_world(folder: Path) -> None:
+    """A tiny model, prompts, and pairs for the offline loop."""
+    model, prompts = tiny.build(folder / "model"), folder / "prompts.txt"
+    prompts.write_text("\n".join(tiny.PROMPTS))
+    some = {"count": 8, "batch": 4, "steps": 2, "tie": 0.0}
+    pairs = pair_files.PairConfig(out=folder / "pairs", model=str(model), prompts=str(prompts), **some)
+    pair_files.build(pair_files.prepare(pairs, utility=tiny.brightness))
+
+
+def command(config: KillConfig, loop: str, out: Path) -> list[str]:
+    """Of a loop, on few samples, with a checkpoint after each update."""
+    world = out.parent
+    shared = ["--model", world / "model", "--out", out, "--save-every", 1, "--threads", 1, "--resume"]
+    if loop == "distill":
+        some = ["--method", "distar", "--teacher", world / "model", "--prompts", world / "prompts.txt", "--batch", 2]
+        some += ["--start", None, "--time", 399, "--reward", None, "--reward-scale", 0, "--warmup", 1]
+        some += ["--assistant-updates", 1, "--updates", config.updates]
+        return [str(part) for part in [*shared, *some]]
+    if loop != "offline":
+        some = ["--reward", "jpeg-incompressibility", "--prompts", world / "prompts.txt", "--pairs", 2]
+        some += ["--method", "sdpo", "--steps", 4, "--rank", 2, "--min-count", 1] if loop == "sdpo" else []
+        return [str(part) for part in [*shared, *some, "--minibatch", 2, "--rounds", config.updates]]
+    return [str(part) for part in [*shared, "--pairs", world / "pairs", "--batch", 2, "--updates", config.updates]]
+
+
+def quietly(function: Callable, argument: Any) -> None:
+    """Without progress bars."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    function(argument)
+
+
+def fork(function: Callable, argument: Any) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=quietly, args=(function, argument))
+    process.start()
+    return process
+
+
+def start(config: KillConfig, loop: str, out: Path) -> multiprocessing.Process:
+    return fork(LOOPS[loop], command(config, loop, out))
+
+
+def finish(process: multiprocessing.Process) -> None:
+    """Wait for a process that is not killed."""
+    process.join()
+    check(process)
+
+
+def check(process: multiprocessing.Process) -> None:
+    if process.exitcode:
+        raise RuntimeError(f"a process failed by itself, with code {process.exitcode}")
+
+
+def step(out: Path) -> int:
+    checkpoint = last_checkpoint(out)
+    return int(checkpoint.name) if checkpoint else 0
+
+
+def in_peace(config: KillConfig, loop: str, out: Path) -> tuple[float, float]:
+    """Seconds until the first checkpoint, and from there to the end."""
+    started = time.time()
+    process = start(config, loop, out)
+    while step(out) == 0 and process.exitcode is None:
+        time.sleep(0.01)
+    first = time.time()
+    finish(process)
+    return first - started, time.time() - first
+
+
+def kill_often(config: KillConfig, loop: str, out: Path, times: tuple[float, float], kills: list, delays) -> None:
+    """One run to its end, killed on the way: adds {"after": seconds, "step", "while_saving"} to `kills` for each."""
+    until_first, rest = times
+    while len(kills) < config.kills and step(out) < config.updates:
+        # One in five before the first update; the others leave the run a few updates each.
+        early = delays.random() < 0.2
+        delay = delays.uniform(0, until_first) if early else until_first + delays.uniform(0, 2 * rest / config.kills)
+        started = time.time()
+        process = start(config, loop, out)
+        process.join(delay)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            unfinished = out / "checkpoints" / "unfinished"  # of this process, or of one that was killed before
+            saving = unfinished.exists() and unfinished.stat().st_mtime > started
+            kills.append({"after": round(delay, 3), "step": step(out), "while_saving": saving})
+        else:
+            check(process)
+    finish(start(config, loop, out))
+
+
+def same(a: Any, b: Any) -> bool:
+    """To the bit, through nested lists and dicts."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def contents(out: Path) -> dict[str, Any]:
+    folder = last_checkpoint(out)
+    optimizers = [folder / name for name in OPTIMIZERS if (folder / name).exists()]
+    return {
+        "weights": [load_file(path) for path in sorted(folder.glob("*.safetensors"))],
+        "optimizer": [torch.load(path, weights_only=True) for path in optimizers],
+        "history": json.loads((folder / "state.json").read_text())["history"],
+        "step": int(folder.name),
+    }
+
+
+def compare(config: KillConfig, loop: str, folder: Path) -> dict[str, Any]:
+    """Of a loop: its kills, and what is the same at the end. A run that ends too soon is followed by another one."""
+    peace = folder / f"{loop}-in-peace"
+    times = in_peace(config, loop, peace)
+    kills, runs, delays = [], [], random.Random(f"{loop}/{config.seed}")
+    while len(kills) < config.kills:
+        out = folder / f"{loop}-{len(runs)}"
+        kill_often(config, loop, out, times, kills, delays)
+        one, other = contents(peace), contents(out)
+        runs.append({name: same(one[name], other[name]) for name in one})
+    saving = sum(k["while_saving"] for k in kills)
+    return {"kills": len(kills), "while_saving": saving, "runs": runs, "each": kills}
+
+
+def prepare(config: KillConfig) -> KillConfig:
+    positive(config, "kills", "updates")
+    writable_folder(config.out.parent)
+    return config
+
+
+def run(config: KillConfig) -> None:
+    clock = Clock()
+    with tempfile.TemporaryDirectory(prefix="kill-") as folder:
+        finish(fork(build_world, Path(folder)))
+        loops = {loop: compare(config, loop, Path(folder)) for loop in LOOPS}
+    write_json(config.out, {"config": plain(config), **provenance(clock), "loops": loops})
+    for loop, found in loops.items():
+        alike = all(all(equal.values()) for equal in found["runs"])
+        alike = "the same to the bit" if alike else f"NOT the same: {found['runs']}"
+        print(f"{loop}: {found['kills']} kills, {found['while_saving']} of them while saving: {alike}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    command_line(lambda args: tyro.cli(KillConfig, description=__doc__, args=args), prepare, run, argv)
+
+
+if __name__ == "__main__":
+    main()

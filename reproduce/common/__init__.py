@@ -1,0 +1,1 @@
+"""What every command uses: the command line, files, where a result came from, shards of work."""

@@ -1,0 +1,78 @@
+"""Where a result came from: command, versions, device, time, memory, commit."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When some work began, on the wall and in CPU time of this process, which adds up over its threads and hardly
+    depends on what else the machine does."""
+
+    wall: float = field(default_factory=time.time)
+    cpu: float = field(default_factory=time.process_time)
+
+    def spent(self) -> dict[str, float]:
+        wall, cpu = time.time() - self.wall, time.process_time() - self.cpu
+        return {"wall_seconds": round(wall, 1), "cpu_seconds": round(cpu, 1)}
+
+    def after(self, *parts: dict[str, Any]) -> "Clock":
+        """As if it had begun earlier by what was spent on parts, written down by `spent`; without CPU time by versions
+        before there was one, for which one thread stands in."""
+        cpu = sum(part.get("cpu_seconds", part["wall_seconds"]) for part in parts)
+        return Clock(self.wall - sum(part["wall_seconds"] for part in parts), self.cpu - cpu)
+
+
+def core_seconds(part: dict[str, Any]) -> float:
+    """What a part of a result took: CPU time on a CPU (or wall time by threads, if it was written before there was
+    one), else wall time."""
+    if not part["device"].startswith("CPU"):
+        return part["wall_seconds"]
+    return part.get("cpu_seconds", part["wall_seconds"] * part["threads"])
+
+
+def provenance(clock: Clock) -> dict[str, Any]:
+    """Command, versions, device, wall and CPU time, peak memory and commit."""
+    import accelerate
+    import diffusers
+    import peft
+
+    packages = (torch, diffusers, transformers, peft, accelerate)
+    script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "python"
+    cuda = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory()
+    return {
+        "command": " ".join(["python", script, *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {p.__name__: p.__version__ for p in packages},
+        "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        **clock.spent(),
+        "peak_memory_mb": round(memory),
+    }
+
+
+def _peak_memory() -> float:
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _commit() -> str | None:
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -1,0 +1,1 @@
+"""Prompt sets, readers, pictures, pairs, latents and targets."""

@@ -1,0 +1,63 @@
+"""A pair folder in the making: written part by part, so that what was stopped goes on where it stopped."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from reproduce.common.files import write_json, write_text
+
+
+class Parts:
+    """Parts of a pair folder, each noted in `building/` once its pictures are there.
+
+    Raises:
+        ValueError: the folder holds pairs already, or parts that were made with other settings.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]):
+        self.out, self.folder = out, out / "building"
+        self.settings = json.loads(json.dumps(settings, default=str))
+        refuse_finished(out)
+        note = self.folder / "settings.json"
+        if note.exists() and json.loads(note.read_text()) != self.settings:
+            raise ValueError(f"{out} holds pairs begun with other settings: remove it, or choose another --out")
+
+    def begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "settings.json", self.settings)
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:09d}.json"
+
+    def done(self, number: int) -> bool:
+        return self.path(number).exists()
+
+    def write(self, number: int, rows: list[dict], counts: dict[str, int]) -> None:
+        write_text(self.path(number), json.dumps({"rows": rows, "counts": counts}))
+
+    def counts(self, number: int) -> dict[str, int]:
+        return json.loads(self.path(number).read_text())["counts"]
+
+    def finish(self, numbers: Iterable[int], about: Any, limit: int | None = None) -> None:
+        """Write about.json, `about(counts)`, and last pairs.jsonl: the parts' rows in order, at most `limit`."""
+        counts, written = Counter(), 0
+        lines = self.out / f".pairs.jsonl.{os.getpid()}"
+        with lines.open("w", encoding="utf-8") as file:
+            for number in numbers:
+                part = json.loads(self.path(number).read_text())
+                rows = part["rows"][: None if limit is None else limit - written]
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+                written += len(rows)
+                counts.update(part["counts"])
+        write_json(self.out / "about.json", about({**counts, "pairs": written}))
+        os.replace(lines, self.out / "pairs.jsonl")
+        shutil.rmtree(self.folder)
+
+
+def refuse_finished(out: Path) -> None:
+    if (out / "pairs.jsonl").exists():
+        raise ValueError(f"{out} holds pairs already: choose another --out")

@@ -1,0 +1,138 @@
+"""Pick-a-Pic v2 from its parquet files into a pair folder: row group by row group, without ties.
+
+The columns are those of the published files: caption, jpg_0, jpg_1 (a picture's bytes) and label_0 (1: the first
+picture won, 0: the second, 0.5: a tie). A picture that comes in several pairs is kept once, under the hash of its
+bytes, and the bytes are kept as they are.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from reproduce.common.cli import positive
+from reproduce.common.files import plain, writable_folder, write_bytes
+from reproduce.common.provenance import Clock, provenance
+from reproduce.data.pair_folder import Parts
+from reproduce.data.prompt_sets import PICKAPIC, data_folder
+from reproduce.data.readers import column, open_parquet
+
+COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0")
+GROUPS = 100_000  # more row groups than a file has
+
+
+@dataclass(kw_only=True)
+class PickapicConfig:
+    """Bring Pick-a-Pic's pairs into a pair folder."""
+
+    data: Path | None = None
+    """Folder with the parquet files, at any depth; None: FSALIGN_DATA."""
+    out: Path = Path("reproduce/runs/pickapic")
+    split: str = "train"
+    """Files <split>-*.parquet."""
+    count: int | None = None
+    """Pairs wanted, the first ones; None: all."""
+
+
+@dataclass
+class Import:
+    """Everything an import needs, checked: the row groups by number."""
+
+    config: PickapicConfig
+    groups: dict[int, tuple[Path, int]]
+    parts: Parts
+
+
+def prepare(config: PickapicConfig) -> Import:
+    """Find the files and look at their columns.
+
+    Raises:
+        FileNotFoundError: no such files. ValueError: no data folder, a file without the columns, pairs made already.
+    """
+    if config.count is not None:
+        positive(config, "count")
+    root = data_folder(config.data)
+    if root is None:
+        raise ValueError("name the folder of Pick-a-Pic's parquet files with --data, or set FSALIGN_DATA")
+    files = sorted(root.rglob(f"{config.split}-*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"no {config.split}-*.parquet in {root}: put Pick-a-Pic's files there, from {PICKAPIC}")
+    groups = {}
+    for number, path in enumerate(files):
+        with open_parquet(path) as file:
+            for name in COLUMNS:
+                column(path, file.schema_arrow.names, (name,))
+            groups |= {number * GROUPS + group: (path, group) for group in range(file.num_row_groups)}
+    names = [str(path.relative_to(root)) for path in files]
+    parts = Parts(config.out, {"split": config.split, "files": names})
+    writable_folder(config.out)
+    return Import(config, groups, parts)
+
+
+def build(job: Import) -> None:
+    """Write the pictures, about.json, and last pairs.jsonl."""
+    c, clock, there, used = job.config, Clock(), 0, []
+    job.parts.begin()
+    for number, (path, group) in tqdm(job.groups.items(), desc="row groups"):
+        if not job.parts.done(number):
+            rows, counts = [], {"ties": 0, "unreadable": 0}
+            for row in _rows(path, group):
+                pair = _pair(c.out, row)
+                if isinstance(pair, str):
+                    counts[pair] += 1
+                else:
+                    rows.append(pair)
+            job.parts.write(number, rows, counts | {"rows": len(rows)})
+        there += job.parts.counts(number)["rows"]
+        used.append(number)
+        if c.count is not None and there >= c.count:
+            break
+
+    def about(counts: dict[str, int]) -> dict[str, Any]:
+        kept = {key: counts[key] for key in ("pairs", "ties", "unreadable")}
+        return {"config": plain(c), **kept, **provenance(clock)}
+
+    job.parts.finish(used, about, c.count)
+
+
+def _rows(path: Path, group: int) -> Iterator[dict[str, Any]]:
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(64, row_groups=[group], columns=list(COLUMNS)):
+            yield from batch.to_pylist()
+
+
+def _pair(out: Path, row: dict[str, Any]) -> dict | str:
+    """A line of pairs.jsonl, or why there is none."""
+    if row["label_0"] not in (0, 1) or row["jpg_0"] == row["jpg_1"]:
+        return "ties"
+    if not all(_whole(row[side]) for side in ("jpg_0", "jpg_1")):
+        return "unreadable"
+    first, second = (_keep(out, row[side]) for side in ("jpg_0", "jpg_1"))
+    winner, loser = (first, second) if row["label_0"] == 1 else (second, first)
+    return {"prompt": row["caption"], "winner": winner, "loser": loser, "label": 1}
+
+
+def _whole(content: bytes | None) -> bool:
+    try:
+        picture = Image.open(io.BytesIO(content or b""))
+        picture.draft("RGB", (64, 64))  # all of a JPEG is read, but decoded small
+        picture.load()
+    except (UnidentifiedImageError, OSError):
+        return False
+    return True
+
+
+def _keep(out: Path, content: bytes) -> str:
+    """Write a picture unless it is there; its name in the folder."""
+    digest = hashlib.blake2b(content, digest_size=12).hexdigest()
+    name = f"pictures/{digest[:2]}/{digest}.jpg"
+    path = out / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    return name

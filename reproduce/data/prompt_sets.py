@@ -1,0 +1,419 @@
+"""Data sets by name: what they are, where they come from, where they lie, and one reader for each kind.
+
+python -m reproduce.data.prompt_sets                # the table of DATA.md
+
+Nothing is downloaded. A set lies below the data folder, which the environment variable FSALIGN_DATA names (or the
+argument `folder`), under the path that its row says, in the format in which it was published.
+"""
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, UnidentifiedImageError
+
+from fsalign_lib.pocket import captions, concept
+from reproduce.common.files import write_bytes
+from reproduce.data.readers import parquet_files, parquet_rows, records, texts
+
+POCKET = ("animals", "train", "test-pickapic", "test-heldout", "concept")
+CAPTIONS = ("prompt", "Prompt", "caption", "text", "TEXT", "txt")  # columns that hold what is wanted
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A published set. `files` are patterns below the data folder: what the first that matches finds is read."""
+
+    kind: Literal["prompts", "pairs", "pictures"]
+    what: str
+    used_by: str
+    source: str
+    licence: str
+    files: tuple[str, ...] = ()
+    count: int | None = None  # prompts, as published
+    columns: tuple[str, ...] = CAPTIONS
+    above: tuple[str, float] | None = None  # a column, and what it has to exceed
+    distinct: bool = False  # each prompt once
+    draw: int | None = None  # a fixed random part of it (seed 0), in order
+    prompts: tuple[str, ...] = ()  # written here: no file is needed
+
+
+PICKAPIC = "huggingface.co/datasets/yuvalkirstain/pickapic_v2 (404 since April 2025), or ..._v2_no_images for prompts"
+PICKAPIC_LICENCE = "not stated where it was published"
+COCO = "images.cocodataset.org/annotations/annotations_trainval{}.zip"
+COCO_LICENCE = "CC BY 4.0 (captions)"
+HPD = "huggingface.co/datasets/zhwang/HPDv2, folder benchmark (a copy: ymhao/HPDv2)"
+
+
+# What stands before and after a subject's name in DreamBooth's prompts.
+DREAMBOOTH = (
+    *(("", f" {place}") for place in ("in the jungle", "in the snow", "on the beach", "on a cobblestone street")),
+    *(("", f" on top of {what}") for what in ("pink fabric", "a wooden floor")),
+    *(("", f" with {what} in the background") for what in ("a city", "a mountain", "a blue house")),
+    ("", " on top of a purple rug in a forest"),
+    *(("", f" wearing a {what}") for what in ("red hat", "santa hat", "rainbow scarf", "black top hat and a monocle")),
+    *(("", f" in a {what} outfit") for what in ("chef", "firefighter", "police")),
+    *(("", f" wearing {what}") for what in ("pink glasses", "a yellow shirt")),
+    ("", " in a purple wizard outfit"),
+    *((f"{what} ", "") for what in ("red", "purple", "shiny", "wet", "cube shaped")),
+)
+
+
+def _hpd(category: str) -> DataSet:
+    return DataSet(
+        "prompts",
+        f"HPDv2's benchmark prompts, {category}",
+        "DI* Table 3",
+        HPD,
+        "Apache-2.0",
+        (f"hpdv2/**/{category}.json",),
+        800,
+    )
+
+
+SETS: dict[str, DataSet] = {
+    "pickapic-train": DataSet(
+        "prompts",
+        "the distinct training prompts of Pick-a-Pic v2 (58,960 among the pairs without a tie)",
+        "PSO Sec. 3.1",
+        PICKAPIC,
+        PICKAPIC_LICENCE,
+        ("pickapic_v2/**/train-*.parquet", "pickapic_v2/train.txt"),
+        distinct=True,
+    ),
+    "pickapic-4k": DataSet(
+        "prompts",
+        "4,000 of them (which ones the paper took is not published)",
+        "online PSO: PSO App. B.1",
+        PICKAPIC,
+        PICKAPIC_LICENCE,
+        ("pickapic_v2/**/train-*.parquet", "pickapic_v2/train.txt"),
+        4000,
+        distinct=True,
+        draw=4000,
+    ),
+    "pickapic-test": DataSet(
+        "prompts",
+        "Pick-a-Pic v2's split test_unique",
+        "PSO Tables 1, 2, 3",
+        PICKAPIC,
+        PICKAPIC_LICENCE,
+        ("pickapic_v2/**/test_unique-*.parquet", "pickapic_v2/test_unique.txt"),
+        500,
+    ),
+    "pickapic": DataSet(
+        "pairs",
+        "Pick-a-Pic v2's pairs: 851,293 without ties (`build_pairs.py --from pickapic`)",
+        "offline PSO, Diffusion-DPO: PSO Sec. 3.1",
+        PICKAPIC,
+        PICKAPIC_LICENCE,
+        ("pickapic_v2/**/train-*.parquet",),
+    ),
+    "parti": DataSet(
+        "prompts",
+        "PartiPrompts",
+        "PSO Tables 1, 2, 3; DI* Tables 1, 2",
+        "github.com/google-research/parti, PartiPrompts.tsv",
+        "Apache-2.0",
+        ("parti/PartiPrompts.tsv",),
+        1632,
+    ),
+    "coco-2014-30k": DataSet(
+        "prompts",
+        "30,000 COCO captions, one a picture (FID on 30K; DI* names 2017 too, whose validation set is smaller)",
+        "DI* Table 1",
+        COCO.format(2014),
+        COCO_LICENCE,
+        ("coco/**/captions_val2014.json",),
+        30_000,
+        draw=30_000,
+    ),
+    "coco-2017": DataSet(
+        "prompts",
+        "COCO's validation captions, one a picture",
+        "DI++ Table 1",
+        COCO.format(2017),
+        COCO_LICENCE,
+        ("coco/**/captions_val2017.json",),
+        5000,
+    ),
+    "hpdv2": DataSet(
+        "prompts",
+        "the four categories below together",
+        "DI* Table 3",
+        HPD,
+        "Apache-2.0",
+        ("hpdv2/**/[acp][noah]*.json",),  # not drawbench.json, which lies beside them
+        3200,
+    ),
+    **{f"hpdv2-{category}": _hpd(category) for category in ("anime", "concept-art", "paintings", "photo")},
+    "sdpo-animals": DataSet(
+        "prompts",
+        "the names of 45 animals",
+        "SDPO App. A.1",
+        "SDPO App. A.1 (DDPO's simple animals)",
+        "a list of words",
+        count=45,
+        prompts=captions.ANIMALS,
+    ),
+    "sdpo-unseen": DataSet(
+        "prompts",
+        "colour, count, composition, location: one prompt each (those that the paper prints)",
+        "SDPO Sec. 4.2, Table 1",
+        "SDPO Sec. 4.2",
+        "printed in the paper",
+        count=4,
+        prompts=("A green colored rabbit", "Four wolves in the park", "A cat and a dog", "A dog on the moon"),
+    ),
+    "laion-aesthetics": DataSet(
+        "prompts",
+        "captions of LAION-Aesthetics V2 with a score above 6.25, about 3 million",
+        "DI* Sec. 5",
+        "laion.ai/blog/laion-aesthetics (DMD2 publishes them as a pickle: turn it into a text file yourself)",
+        "CC BY 4.0 (metadata)",
+        (
+            "laion-aesthetics/**/*.parquet",
+            "laion-aesthetics/**/*.jsonl",
+            "laion-aesthetics/**/*.csv",
+            "laion-aesthetics/**/*.txt",
+        ),
+        above=("AESTHETIC_SCORE", 6.25),
+    ),
+    "sam-llava": DataSet(
+        "prompts",
+        "LLaVA's captions of SAM's pictures, about 10 million",
+        "DI++ App. C.1: training",
+        "huggingface.co/datasets/PixArt-alpha/SAM-LLaVA-Captions10M, SA1B_caption.tar.gz",
+        "OpenRAIL",
+        ("sam-llava/**/*.tar.gz", "sam-llava/**/*.parquet", "sam-llava/**/*.jsonl", "sam-llava/**/*.txt"),
+    ),
+    "sam-llava-5k": DataSet(
+        "prompts",
+        "5,000 of them (which ones, and how many, the paper compares on is not published)",
+        "DI++ Table 1",
+        "huggingface.co/datasets/PixArt-alpha/SAM-LLaVA-Captions10M, SA1B_caption.tar.gz",
+        "OpenRAIL",
+        ("sam-llava/**/*.tar.gz", "sam-llava/**/*.parquet", "sam-llava/**/*.jsonl", "sam-llava/**/*.txt"),
+        5000,
+        draw=5000,
+    ),
+    "pokemon": DataSet(
+        "pictures",
+        "pictures in one style with BLIP captions",
+        "PSO Sec. 3.2 (style transfer)",
+        "huggingface.co/datasets/lambdalabs/pokemon-blip-captions (taken down): bring a folder of your own",
+        "CC BY-NC-SA 4.0 on its card",
+        ("pokemon",),
+        833,
+    ),
+    "dreambooth-prompts": DataSet(
+        "prompts",
+        "DreamBooth's 25 prompts for a live subject, here `sks dog`",
+        "PSO Table 4",
+        "github.com/google/dreambooth, dataset/prompts_and_classes.txt",
+        "CC BY 4.0",
+        count=25,
+        prompts=tuple(f"a {before}sks dog{after}" for before, after in DREAMBOOTH),
+    ),
+    "dreambooth": DataSet(
+        "pictures",
+        "30 subjects of 4 to 6 pictures, a folder each",
+        "PSO Sec. 3.3 (concept customization)",
+        "github.com/google/dreambooth, folder dataset",
+        "CC BY 4.0; of each picture: references_and_licenses.txt",
+        ("dreambooth/dataset",),
+    ),
+}
+
+
+def data_folder(folder: Path | str | None = None) -> Path | None:
+    """The folder that is given, or that FSALIGN_DATA names."""
+    folder = folder or os.environ.get("FSALIGN_DATA")
+    return Path(folder) if folder else None
+
+
+def find(name: str, folder: Path | str | None = None) -> list[Path]:
+    """The files (or the folder) of a set, in order of name.
+
+    Raises:
+        ValueError: no set of this name, or no data folder. FileNotFoundError: nothing lies where it should.
+    """
+    if name not in SETS:
+        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(SETS)}")
+    known, root = SETS[name], data_folder(folder)
+    wanted = " or ".join(known.files)
+    if root is None:
+        raise ValueError(
+            f"data set {name!r} needs files: set FSALIGN_DATA to a folder with {wanted}, from {known.source}"
+        )
+    for pattern in known.files:
+        found = sorted(root.glob(pattern))
+        if found:
+            return found
+    raise FileNotFoundError(f"data set {name!r} is not in {root}: expected {wanted} there, from {known.source}")
+
+
+def read_prompts(
+    name: str, folder: Path | str | None = None, count: int | None = None, seed: int | None = None
+) -> list[str]:
+    """A prompt set by name (one of SETS, or of the pocket world), or a file of prompts, always in the same order.
+
+    Args:
+        name: a file may be .txt (a prompt a line), .tsv, .csv, .jsonl, .json, .parquet or .tar.gz.
+        folder: the data folder; FSALIGN_DATA if None.
+        count: so many of them: the first, or, with a seed, a random part in the order of the whole.
+
+    Raises:
+        ValueError: an unknown name; a file that is empty, damaged, or has no column of prompts; fewer than `count`.
+        FileNotFoundError: no such file; the message says where a published set comes from and where it goes.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"count = {count}: expected 1 or more prompts")
+    if name in POCKET:
+        found: Iterator[str] = iter(concept.contexts() if name == "concept" else captions.prompts(name))
+    elif name in SETS:
+        found = published(name, folder)
+    elif not Path(name).suffix and not Path(name).exists():
+        raise ValueError(f"unknown prompt set {name!r}; choose one of {', '.join((*POCKET, *SETS))}")
+    else:
+        found = texts(Path(name), CAPTIONS)
+    prompts = some(found, count, seed)
+    if not prompts:
+        raise ValueError(f"prompts file {name!r} is empty: write a prompt a line")
+    if count is not None and len(prompts) < count:
+        raise ValueError(f"{name} has {len(prompts)} prompts, and {count} are asked for: ask for fewer")
+    return prompts
+
+
+def published(name: str, folder: Path | str | None) -> Iterator[str]:
+    """The prompts of one of SETS; of a set of pictures, its captions."""
+    known = SETS[name]
+    if known.kind == "pairs":
+        raise ValueError(f"{name!r} is a set of pairs: its prompts are 'pickapic-train'; choose one of {prompt_sets()}")
+    if known.kind == "pictures":
+        whole = [caption for _, caption in read_pictures(find(name, folder)[0])]
+    elif known.prompts:
+        whole = list(known.prompts)
+    else:
+        lines = (line for path in find(name, folder) for line in texts(path, known.columns, known.above))
+        if known.draw is None and known.count is None:  # millions: never all at once
+            yield from dict.fromkeys(lines) if known.distinct else lines
+            return
+        whole = some(dict.fromkeys(lines) if known.distinct else lines, known.draw, 0)
+    if known.count and len(whole) != known.count:
+        warnings.warn(f"{name} has {len(whole)} prompts here and {known.count} as published", stacklevel=2)
+    yield from whole
+
+
+def prompt_sets() -> str:
+    return ", ".join((*POCKET, *(name for name, known in SETS.items() if known.kind == "prompts")))
+
+
+def some(prompts: Iterator[str], count: int | None, seed: int | None) -> list[str]:
+    """`count` of the prompts in their order: the first, or those that a seed draws. Holds no more than it returns."""
+    if count is None:
+        return list(prompts)
+    if seed is None:
+        return list(islice(prompts, count))
+    rng = random.Random(seed)
+    drawn = nsmallest(count, ((rng.random(), place, prompt) for place, prompt in enumerate(prompts)))
+    return [prompt for _, prompt in sorted((place, prompt) for _, place, prompt in drawn)]
+
+
+def read_pictures(folder: Path | str, prompt: str | None = None) -> list[tuple[Path, str]]:
+    """The pictures of a folder with their captions, in order of name.
+
+    A caption comes from metadata.jsonl ({"file_name": ..., "text": ...} a line), or from NAME.txt beside NAME.png, or
+    is `prompt` for all, as for a handful of pictures of one subject (DreamBooth). Of a folder with parquet files
+    (columns image and text, as datasets on the hub have them) the pictures are written into its subfolder pictures/.
+
+    Raises:
+        FileNotFoundError: no such folder, no picture in it, or one of metadata.jsonl is missing.
+        ValueError: a picture that cannot be read, or that has no caption.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: name one with pictures and their captions")
+    if (folder / "metadata.jsonl").is_file():
+        rows = _listed(folder)
+    elif any(folder.rglob("*.parquet")):
+        rows = _unpacked(folder)
+    else:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        rows = [(path, _beside(path)) for path in paths]
+    if not rows:
+        raise FileNotFoundError(f"no picture in {folder}: expected {', '.join(PICTURES)}, or parquet files")
+    rows = [(path, (prompt if prompt is not None else caption) or "") for path, caption in rows]
+    for path, caption in rows:
+        check_picture(path)
+        if not caption.strip():
+            raise ValueError(
+                f"{path} has no caption: give a prompt for all, or write it into {folder / 'metadata.jsonl'} "
+                f"or {path.with_suffix('.txt').name}"
+            )
+    return [(path, caption.strip()) for path, caption in rows]
+
+
+def _listed(folder: Path) -> list[tuple[Path, str | None]]:
+    rows = []
+    for number, row in enumerate(records(folder / "metadata.jsonl"), 1):
+        if not isinstance(row, dict) or "file_name" not in row:
+            raise ValueError(f'{folder / "metadata.jsonl"} line {number}: expected {{"file_name": ..., "text": ...}}')
+        path = folder / row["file_name"]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder / 'metadata.jsonl'} line {number}: picture {row['file_name']!r} is missing: "
+                "restore it or drop the line"
+            )
+        rows.append((path, next((row[column] for column in CAPTIONS if row.get(column)), None)))
+    return rows
+
+
+def _unpacked(folder: Path) -> list[tuple[Path, str | None]]:
+    out, rows = folder / "pictures", []
+    out.mkdir(exist_ok=True)
+    for file in parquet_files(folder):
+        for row in parquet_rows(file, ("image",), CAPTIONS):
+            content = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+            path = out / f"{len(rows):06d}.img"  # PIL goes by the content
+            if not path.exists():
+                write_bytes(path, content or b"")
+            rows.append((path, row["text"]))
+    return rows
+
+
+def _beside(path: Path) -> str | None:
+    note = path.with_suffix(".txt")
+    return note.read_text(encoding="utf-8") if note.is_file() else None
+
+
+def check_picture(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, from its header alone."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (UnidentifiedImageError, OSError):
+        raise ValueError(f"{path} is not a picture: replace it or drop it") from None
+
+
+def table() -> str:
+    """The table of DATA.md."""
+    lines = ["| name | what | used by | how many | where to get it | where it goes | licence |", "| --- " * 7 + "|"]
+    for name in SETS:
+        known = SETS[name]
+        places = " or ".join(f"`{place}`" for place in known.files) or "no file needed"
+        count = f"{known.count:,}" if known.count else "see left"
+        cells = (f"`{name}`", known.what, known.used_by, count, known.source, places, known.licence)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,129 @@
+"""What a table's rows are taught from pictures: a set in a style, or a handful of pictures of one subject.
+
+| set | pictures | captions |
+| --- | --- | --- |
+| chalk (pocket) | scenes of the training prompts, drawn as line art on dark paper | the prompts |
+| panda (pocket) | five drawings of a creature outside the 45 animals | "a v bear" for all |
+| pokemon (full) | a folder that you bring (DATA.md) | its own |
+| dreambooth (full) | one subject of DreamBooth's data set, `dog` | "a photo of sks dog" for all |
+
+A subject comes with two sets of samples, each of the model before any training: `prior`, of its class, of the model
+that a row trains; and `pairs`, in which each target stands against a sample of the few-step model for the subject's own
+prompt (PSO App. B.3).
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.pocket import captions, concept
+from fsalign_lib.pocket.render import render
+from reproduce.common.files import write_text
+from reproduce.data.latents import read_picture
+from reproduce.data.prompt_sets import find, read_pictures
+from reproduce.evaluation.scores import sample
+
+SUBJECT = "dog"  # of DreamBooth's data set
+READ = 200  # pictures that metrics compare with, at most
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A set of pictures to learn.
+
+    Attributes:
+        prompt: of a subject's pictures, with its name in it; None for a style, whose pictures have captions.
+        class_prompt: of its class.
+        references, prior: samples that are drawn of the subject's prompt and of its class.
+    """
+
+    count: int
+    prompt: str | None = None
+    class_prompt: str | None = None
+    references: int = 20  # published PSO code
+    prior: int = 0
+
+
+SETS = {
+    "chalk": Targets(400),
+    "panda": Targets(5, concept.PROMPT, concept.plain(concept.PROMPT), prior=40),
+    "pokemon": Targets(10_000),  # all that there are
+    "dreambooth": Targets(10, f"a photo of sks {SUBJECT}", f"a photo of a {SUBJECT}", prior=200),
+}
+
+
+def write_pictures(folder: Path, images: Tensor, texts: list[str]) -> None:
+    """uint8 pictures (N, 3, H, W) with their captions in metadata.jsonl, which is written last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:04d}.png")
+    lines = [json.dumps({"file_name": f"{number:04d}.png", "text": text}) for number, text in enumerate(texts)]
+    write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+
+
+def build_targets(name: str, folder: Path, count: int) -> None:
+    """Draw a pocket set, or copy a subject's pictures, unless that is done; a style of full scale stays where it is."""
+    if (folder / "metadata.jsonl").exists() or name == "pokemon":
+        return
+    generator = torch.Generator().manual_seed(0)
+    if name == "chalk":
+        texts = captions.prompts("train")[:count]
+        write_pictures(folder, render([captions.parse(text) for text in texts], generator, style="chalk"), texts)
+    elif name == "panda":
+        texts = [concept.PROMPT] * count
+        write_pictures(folder, concept.draw(texts, generator), texts)
+    else:
+        prompt = SETS[name].prompt
+        rows = read_pictures(find(name)[0] / SUBJECT, prompt)[:count]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, _ in rows:
+            shutil.copy(path, folder / path.name)
+        lines = [json.dumps({"file_name": path.name, "text": prompt}) for path, _ in rows]
+        write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+
+
+def picture_folder(name: str, folder: Path) -> Path:
+    """Where the pictures of a set lie."""
+    return find(name)[0] if name == "pokemon" else folder
+
+
+def read_targets(folder: Path, size: int) -> Tensor:
+    """The first pictures of a folder, fitted to a size, in [0, 1].  # (N, 3, size, size)"""
+    paths = [path for path, _ in read_pictures(folder)][:READ]
+    return torch.stack([read_picture(path, size, resize=True) for path in paths]).float() / 255
+
+
+def draw_samples(model: LatentModel, prompt: str, count: int, kernel: str | None, steps: int) -> Tensor:
+    """Of the model as it was before training: uint8 pictures.  # (count, 3, H, W)"""
+    with model.reference():
+        parts = [sample(model, kernel, steps, [prompt], seeds)[0] for seeds in torch.arange(count).split(8)]
+    return (torch.cat(parts) * 255).round().byte().cpu()
+
+
+def build_prior(folder: Path, model: LatentModel, prompt: str, count: int, kernel: str | None, steps: int) -> None:
+    """Samples of the class, unless that is done."""
+    if not (folder / "metadata.jsonl").exists():
+        write_pictures(folder, draw_samples(model, prompt, count, kernel, steps), [prompt] * count)
+
+
+def build_references(folder: Path, targets: Path, model: LatentModel, prompt: str, count: int, steps: int) -> None:
+    """pairs.jsonl: each target in turn against one of `count` samples of the model for the subject's prompt."""
+    if (folder / "pairs.jsonl").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    winners = [path for path, _ in read_pictures(targets)]
+    size, lines = model.image_size, []
+    for number, image in enumerate(draw_samples(model, prompt, count, None, steps)):
+        path = winners[number % len(winners)]
+        target = read_picture(path, size, resize=True)
+        names = f"target-{number % len(winners)}.png", f"reference-{number:03d}.png"
+        for name, picture in zip(names, (target, image), strict=True):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / name)
+        lines.append(json.dumps({"prompt": prompt, "winner": names[0], "loser": names[1], "label": 1}))
+    write_text(folder / "pairs.jsonl", "\n".join(lines) + "\n")

@@ -1,0 +1,1 @@
+"""Scores of pictures and of models: metrics, likeness, diversity, cost, the report."""

@@ -1,0 +1,1 @@
+"""What a run takes of a GPU, counted before one is rented."""

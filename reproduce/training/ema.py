@@ -1,0 +1,51 @@
+"""A moving average (EMA) of trained weights: what a distillation leaves, and what its checkpoints hold as trained."""
+
+import torch
+from torch import Tensor
+
+from fsalign_lib.models.latent_model import LatentModel
+
+
+class Average:
+    r"""$\bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta$ after each update of a model's trained weights.
+
+    Args:
+        decay: d; 0 keeps the weights themselves.
+        ramp: EDM's warm-up: after u updates the half-life is at most ramp * u updates, so that a young average does
+            not lag behind; None: d throughout.
+    """
+
+    def __init__(self, model: LatentModel, decay: float, ramp: float | None = None):
+        self.model, self.decay, self.ramp = model, decay, ramp
+        self.weights = {name: p.detach().clone() for name, p in model.trained_parameters().items()}
+
+    def decay_at(self, update: int) -> float:
+        if self.ramp is None:
+            return self.decay
+        return min(self.decay, 0.5 ** (1 / (self.ramp * update))) if update else 0.0
+
+    @torch.no_grad()
+    def update(self, update: int) -> None:
+        """Follow the weights after update number `update`, 0 the first."""
+        decay = self.decay_at(update)
+        for name, p in self.model.trained_parameters().items():
+            self.weights[name].lerp_(p, 1 - decay)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Leave the average in the model."""
+        for name, p in self.model.trained_parameters().items():
+            p.copy_(self.weights[name])
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """For `LatentModel.save_adapter`."""
+        return {name: w.cpu().contiguous() for name, w in self.weights.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the average, which is what it loaded: the weights themselves."""
+        return self.model.trained_tensors()
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, p in self.model.trained_parameters().items():
+            p.copy_(state[name])

@@ -1,0 +1,294 @@
+"""DI*'s tables: runs shared between them, costs of sampling, categories, diversity at equal reward, claims, pages."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fsalign_lib.models import load as models
+from fsalign_lib.pocket.captions import parse
+from reproduce import distar_pareto, distar_table1, distar_table2, distar_table3
+from reproduce.common.files import plain
+from reproduce.common.provenance import ROOT
+from reproduce.evaluation import cost as memory
+from reproduce.evaluation import scores as measure
+from reproduce.evaluation.cost import PICTURES_TIMED, sampling_cost
+from reproduce.harness import claims
+from reproduce.harness import command as table_command
+from reproduce.harness import page as table_text
+from reproduce.harness import result as table_result
+from reproduce.harness import rows as table_runs
+from reproduce.harness import settings as table_settings
+from reproduce.harness.command import RESULTS, TableConfig, prepare
+from reproduce.harness.command import run as run_table
+from reproduce.harness.figures import draw
+from reproduce.papers import distar as distar_rows
+from reproduce.training.distill_config import DistillConfig
+from reproduce.training.run import make_config
+from tests import tiny
+
+SCRIPTS = (distar_table1, distar_table2, distar_table3, distar_pareto)
+ROWS = ("base", "diff-instruct", "sim", "dipp", "distar")
+
+
+def some_of(table, names, figures=None):
+    """The table with few of its rows and one training seed, and the claims about them."""
+    rows = {name: table.rows[name] for name in names if name in table.rows}
+    return replace(table, rows=rows, seeds=(0,), figures=figures)
+
+
+@pytest.fixture
+def make(folder, tmp_path, monkeypatch):
+    read = claims.read_claims
+
+    def make(script, names=ROWS, figures=None, pictures=2, **config):
+        table = some_of(script.TABLE.at("pocket"), names, figures)
+        for module in (table_result, table_text, table_command):
+            own = [c for c in read(table.id) if {c.above, c.below} <= set(table.rows)]
+            monkeypatch.setattr(module, "read_claims", lambda name, own=own: own)
+        metrics = {name: tiny.brightness for name in table.metric_names("pocket", 2) if name != "fid"}
+        settings = {
+            method: {**about, "time": 399, "rank": 1, "micro_batch": None}
+            for method, about in script.SMOKE.settings.items()
+        }
+        world = replace(script.SMOKE, model=str(folder), teacher=str(folder), reward=tiny.brightness, metrics=metrics)
+        world = replace(world, settings=settings, pictures=pictures, prompts=6)
+        run_table(prepare(table, TableConfig(smoke=True, out=tmp_path, **config), world))
+        return json.loads((tmp_path / f"{table.name}.json").read_text())
+
+    return make
+
+
+def test_tables_share_runs_and_tell_what_sampling_costs(make, tmp_path, monkeypatch):
+    first = make(distar_table2)
+    assert [run["row"] for run in first["runs"]] == list(ROWS)
+    assert "not run" not in {c["status"] for c in first["claims"]}
+    assert (tmp_path / "runs" / "distar" / "distar-0" / "result.json").exists()
+    training = (tmp_path / "runs" / "distar" / "distar-0" / "result.json").read_text()
+    monkeypatch.setattr(table_runs, "train", lambda *_: pytest.fail("a run was trained again"))
+    second = make(distar_table1)
+    by_row = [{run["row"]: run["cells"]["parti-1"]["scores"] for run in found["runs"]} for found in (first, second)]
+    for row in ROWS:
+        for metric in distar_rows.METRICS:
+            assert by_row[0][row][metric] == by_row[1][row][metric], "the same weights, the same noise"
+    assert by_row[0]["distar"] != by_row[0]["base"]
+    for run in second["runs"]:
+        for cell in run["cells"].values():
+            assert cell["means"]["seconds"] > 0 and cell["means"]["memory"] > 0
+            assert not {"seconds", "memory"} & set(cell["scores"])
+    page = (tmp_path / "distar_table1.md").read_text()
+    assert "| s per 10 pictures | DMD2 (initial model) | 2.22 |" in page
+    third = make(distar_table3)
+    assert {run["row"] for run in third["runs"]} == set(ROWS)
+    pareto = make(distar_pareto, ROWS)
+    assert {run["row"] for run in pareto["runs"]} == set(ROWS)
+    assert (tmp_path / "runs" / "distar" / "distar-0" / "result.json").read_text() == training
+
+
+def test_a_shared_run_with_other_settings_is_told(make, monkeypatch):
+    make(distar_table2, ("base", "sim"))
+    monkeypatch.setitem(distar_table1.SMOKE.settings["sim"], "lr", 1e-3)
+    with pytest.raises(ValueError, match="sim-0/settings.json has other settings or weights"):
+        make(distar_table1, ("base", "sim"))
+
+
+def test_categories_are_the_prompts_own(make):
+    found = make(distar_table3, ("base", "sim"))
+    prompts = found["prompts"]["benchmark"]
+    kinds = [parse(prompt).kind.removesuffix("+place") for prompt in prompts]
+    assert set(kinds) <= set(distar_table3.POCKET) and len(set(kinds)) > 1
+    for run in found["runs"]:
+        cell = run["cells"]["benchmark-1"]
+        hps = np.array(cell["scores"]["hps"])
+        assert cell["means"]["average"] == pytest.approx(hps.mean())
+        for kind in set(kinds):
+            own = hps[[k == kind for k in kinds]]
+            assert cell["means"][kind] == pytest.approx(own.mean())
+        weights = sum(cell["means"][kind] * kinds.count(kind) for kind in set(kinds)) / len(kinds)
+        assert weights == pytest.approx(cell["means"]["average"])
+    known = {"a photo of a cat": "photo"}
+    assert distar_table3.category("a photo of a cat", known) == "photo"
+    assert distar_table3.category("four wolves in the park", known) == "count"
+
+
+def cell(reward, **scores):
+    """Scores (P, E) around means, 4 prompts of 2 pictures."""
+    spread = np.arange(8).reshape(4, 2) / 100 - 0.035
+    tables = {name: value + spread for name, value in scores.items()}
+    return {"scores": {k: v.tolist() for k, v in tables.items()}, "means": {"pickscore": reward} | scores}
+
+
+def a_result():
+    """KL loses 1 of diversity for each point of reward; the score rows lose half of that."""
+    kl = {
+        name: cell(at, vendi=5 - at, recall=0.9 - at / 10) for name, at in zip(distar_pareto.KL, range(4), strict=True)
+    }
+    score = {
+        name: cell(at, vendi=5 - at / 2, recall=0.9 - at / 10)
+        for name, at in zip(distar_pareto.SCORE, (0.5, 1.25, 2.0, 3.5), strict=True)
+    }
+    runs = [{"row": "base", "seed": None, "cells": {"plain-1": cell(0, vendi=5.0, recall=0.9)}}]
+    runs += [{"row": row, "seed": 0, "cells": {"plain-1": found}} for row, found in (kl | score).items()]
+    return {"runs": runs, "scale": "pocket"}
+
+
+def test_diversity_is_compared_at_equal_reward():
+    result = a_result()
+    distar_pareto.ahead(result["runs"], {})
+    found = {run["row"]: run["cells"]["plain-1"] for run in result["runs"]}
+    for row, at in zip(distar_pareto.SCORE[:3], (0.5, 1.25, 2.0), strict=True):
+        assert found[row]["means"]["vendi-ahead"] == pytest.approx(at / 2), "the KL has 5 - at there, this one 5 - at/2"
+        assert found[row]["means"]["recall-ahead"] == pytest.approx(0, abs=1e-4)
+        assert np.ptp(found[row]["scores"]["vendi-ahead"]) < 1e-4, "picture by picture: the spread is shared"
+    assert found["distar"]["means"]["vendi-ahead"] == pytest.approx((5 - 3.5 / 2) - 2), "the curve ends at 3"
+    assert found["base"]["means"]["vendi-ahead"] == 0 and "vendi-ahead" not in found["dipp"]["means"]
+    assert "modes-ahead" not in found["sim"]["scores"], "a metric that this scale does not have"
+    at_equal_scale = found["distar-10"]["means"]["vendi"] - found["dipp-10"]["means"]["vendi"]
+    assert at_equal_scale != pytest.approx(found["distar-10"]["means"]["vendi-ahead"], abs=0.1), "rewards count"
+
+
+def test_prompts_of_which_a_metric_says_nothing_are_left_out_of_the_comparison():
+    result = a_result()
+    for run in result["runs"]:
+        run["cells"]["plain-1"]["scores"]["vendi"][1] = [None, None]
+    distar_pareto.ahead(result["runs"], {})
+    found = {run["row"]: run["cells"]["plain-1"] for run in result["runs"]}
+    about = dict.fromkeys(("prompts", "seeds", "steps"), ())
+    against = measure.compare(found["distar-10"] | about, found["base"] | about, "vendi-ahead")
+    assert against.estimate == pytest.approx(1.25 / 2)
+    assert found["base"]["scores"]["vendi-ahead"] == [[0, 0], [None, None], [0, 0], [0, 0]]
+
+
+def test_a_curve_is_followed_in_the_order_of_its_rewards():
+    points = [(2.0, np.full((1, 1), 20.0)), (0.0, np.full((1, 1), 0.0)), (1.0, np.full((1, 1), 5.0))]
+    for at, value in ((-1, 0), (0, 0), (0.5, 2.5), (1, 5), (1.5, 12.5), (2, 20), (9, 20)):
+        assert distar_pareto.along(points, at).item() == pytest.approx(value)
+    nothing = np.array([[np.nan], [1.0]])
+    assert np.isnan(distar_pareto.along([(0.0, nothing), (1.0, nothing)], 0.5)[0, 0])
+
+
+def test_the_figure_shows_means_and_intervals():
+    result = a_result()
+    sheet = distar_pareto.figures(result)["pareto"]
+    vendi, recall, modes = sheet.panels[0]
+    assert [line.label for line in vendi.lines] == ["KL (DI++)", "score (DI*)"] and not modes.lines
+    kl = vendi.lines[0]
+    assert kl.x == pytest.approx([0, 1, 2, 3]) and kl.values[0] == pytest.approx([5, 4, 3, 2])
+    assert all(low < mean < high for (low, high), mean in zip(kl.bars, kl.values[0], strict=True))
+    figure = draw(sheet)
+    assert len(figure.axes[0].containers) == 2, "error bars of both lines"
+
+
+def test_rows_of_kl_and_score_differ_in_the_divergence_alone():
+    own = {"method", "out", "weighting", "distance", "c"}
+    for kl, score in zip(distar_pareto.KL, distar_pareto.SCORE, strict=True):
+        for scale in ("pocket", "full"):
+            sides = [distar_rows.ROWS[name] for name in (kl, score)]
+            configs = [
+                plain(make_config(DistillConfig, row.method, scale, model="m", teacher="t", **row.own(scale)))
+                for row in sides
+            ]
+            assert {k for k in configs[0] if configs[0][k] != configs[1][k]} - {"start"} <= own, (kl, score, scale)
+
+
+def test_reward_scales_are_the_papers_at_full_scale():
+    for name, alpha in (("sim", 0), ("distar-1", 1), ("distar-10", 10), ("distar", 100), ("distar-long", 100)):
+        row = distar_rows.ROWS[name]
+        assert row.own("full")["reward_scale"] == alpha
+        assert row.own("pocket")["reward_scale"] == pytest.approx(distar_rows.SCALES.get(alpha, 0))
+    long, short = (distar_rows.ROWS[name] for name in ("distar-long", "distar"))
+    for scale in ("pocket", "full"):
+        assert long.own(scale)["updates"] == distar_rows.LONGER * short.own(scale)["updates"]
+
+
+def test_sampling_costs_are_of_one_picture_at_a_time(folder, monkeypatch):
+    model = models.load(folder)
+    asked = []
+    monkeypatch.setattr(memory, "sample", lambda m, k, s, prompts, seeds, eta: asked.append((s, prompts, list(seeds))))
+    monkeypatch.setattr(memory, "peak_over", lambda call, device: call() or 3 * 2**20)
+    found = sampling_cost(model, None, 4, tiny.PROMPTS[:2])
+    assert len(asked) == 1 + PICTURES_TIMED
+    assert all(steps == 4 and len(prompts) == 1 and seeds == [0] for steps, prompts, seeds in asked)
+    parts = (model.unet, model.vae, *model.text.modules)
+    weights = sum(t.numel() * t.element_size() for part in parts for t in (*part.parameters(), *part.buffers()))
+    assert found["memory"] == pytest.approx(weights / 2**20 + 3) and found["seconds"] >= 0
+
+
+def test_the_peak_over_what_was_there():
+    there = torch.zeros(1000)
+    assert memory.peak_over(lambda: there + torch.ones(1000), torch.device("cpu")) == pytest.approx(8000, abs=256)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_claims_are_about_what_the_table_has(script):
+    table, found = script.TABLE, claims.read_claims(script.TABLE.id)
+    paper = table_text.printed(table)
+    assert len({c.id for c in found}) == len(found) > 0
+    for c in found:
+        assert c.id.startswith(f"{table.id}-") and c.metric in table.metrics
+        assert {c.above, c.below} <= set(table.rows) and c.steps in table.steps and c.prompts in table.prompts
+        if c.printed:
+            rows = [float(paper[c.prompts, r, table.rows[r].steps_at(1)][c.metric]) for r in (c.above, c.below)]
+            assert c.printed == tuple(rows) and rows[0] > rows[1]
+    assert all(c.printed for c in found) == (script in (distar_table1, distar_table2))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_committed_pages_are_the_generated_ones(script):
+    table = script.TABLE.at("pocket")
+    path = RESULTS / f"{table.name}.json"
+    result = json.loads(path.read_text()) if path.exists() else None
+    assert path.with_suffix(".md").read_text() == table_text.page(table, result)
+    content = (ROOT / "reproduce" / "README.md").read_text(encoding="utf-8")
+    made = table_text.readme_row(table, result)
+    assert table_text.replace_block(content, table.name, made) == content
+    if result:
+        assert not result["smoke"] and table_result.decide(table, result["runs"], result["prompts"]) == result["claims"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_dry_run_tells_rows_and_claims(script, capsys):
+    script.main(["--dry-run"])
+    told = capsys.readouterr().out
+    assert all(f"row {name}: " in told for name in script.TABLE.rows)
+    assert all(c.id in told for c in claims.read_claims(script.TABLE.id))
+
+
+def test_fid_at_full_scale_needs_the_statistics_of_the_captions(monkeypatch, tmp_path):
+    """Before any compute; and a set without them has no fid."""
+    fid = measure.Frechet("network", None, 2, 8, None)
+    monkeypatch.setattr(table_runs, "load_metrics", lambda *_, **__: {"fid": fid, "aesthetic": None})
+    monkeypatch.delenv("FSALIGN_DATA", raising=False)
+    table = distar_table1.TABLE
+    with pytest.raises(
+        ValueError, match="fid needs coco-2014-30k.safetensors: make it with reproduce/fid_reference.py"
+    ):
+        table_runs.load_table_metrics(table, ("fid",), "cpu", full=True)
+    monkeypatch.setenv("FSALIGN_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="coco-2014-30k.safetensors"):
+        table_runs.load_table_metrics(table, ("fid",), "cpu", full=True)
+    there = object()
+    monkeypatch.setattr(table_runs, "read_statistics", lambda path, *_: there)
+    metrics = table_runs.load_table_metrics(table, ("fid", "aesthetic"), "cpu", full=True)
+    work = table_settings.Work(table, distar_table1.World(scale="full"), tmp_path, None, None, metrics, {}, {})
+    assert set(table_runs.metrics_of(work, "parti")) == {"aesthetic"}
+    assert table_runs.metrics_of(work, "coco")["fid"].reference(("a cat",)) is there
+
+
+@pytest.mark.slow
+def test_full_scale_on_twins(tmp_path, monkeypatch, fresh_accelerate):
+    """The published formats, by the command line: DMD2's student, SDXL its teacher, FID left out."""
+    monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
+    argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]
+    distar_table1.main([*argv, "teacher", "base", "dipp", "distar"])
+    for row, steps in (("teacher", 50), ("base", 1), ("dipp-0", 1), ("distar-0", 1)):
+        found = json.loads((tmp_path / "runs" / "distar-full" / "distar_table1" / f"{row}.json").read_text())
+        assert list(found["cells"]) == [f"parti-{steps}", f"coco-{steps}"]
+        means = found["cells"][f"coco-{steps}"]["means"]
+        assert {"seconds", "memory", "vendi", *distar_rows.METRICS} <= set(means) and "fid" not in means
+        if found["training"]:
+            config = found["training"]["config"]
+            assert (config["model"], config["teacher"]) == ("sdxl-dmd2-1step", "sdxl")
+            assert (config["guidance"], config["reward"], config["reward_scale"]) == (7.5, "pickscore", 100.0)

@@ -1,0 +1,237 @@
+"""PSO Table 2: claims that agree with the printed numbers, runs that resume, pages made from the result alone."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fsalign_lib.metrics.statistics import Interval
+from fsalign_lib.pocket.weights import WEIGHTS
+from reproduce import pso_table2
+from reproduce.common.files import write_json
+from reproduce.common.provenance import ROOT
+from reproduce.harness import claims
+from reproduce.harness import page as table_text
+from reproduce.harness import result as table_result
+from reproduce.harness import rows as table_runs
+from reproduce.harness.command import RESULTS, TableConfig, prepare
+from reproduce.harness.command import run as run_table
+from reproduce.pso_table2 import TABLE
+from tests import tiny
+
+METRICS = (*TABLE.metrics, *TABLE.beside)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tiny.build(tmp_path_factory.mktemp("tiny"))
+    prompts = tmp_path_factory.mktemp("prompts") / "train.txt"
+    prompts.write_text("\n".join(tiny.PROMPTS))
+    return replace(
+        pso_table2.SMOKE,
+        model=str(folder),
+        teacher=str(folder),
+        reward=tiny.brightness,
+        utility=tiny.brightness,
+        metrics=dict.fromkeys(METRICS, tiny.brightness),
+        training_prompts=str(prompts),
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke(world, tmp_path_factory):
+    """A whole smoke run, by two calls: first online alone, then the rest."""
+    out = tmp_path_factory.mktemp("smoke")
+    first = TableConfig(smoke=True, out=out, only=("online",), seeds=(1,))
+    run_table(prepare(TABLE, first, world))
+    assert sorted(p.name for p in out.iterdir()) == ["runs"], "no table before all is done"
+    run_table(prepare(TABLE, TableConfig(smoke=True, out=out), world))
+    return out
+
+
+@pytest.fixture(scope="module")
+def result(smoke):
+    return json.loads((smoke / "pso_table2.json").read_text())
+
+
+def test_a_smoke_run_leaves_the_files_of_a_full_one(smoke, result):
+    assert {"pso_table2.json", "pso_table2.md"} < {p.name for p in smoke.iterdir()}
+    assert [(run["row"], run["seed"]) for run in result["runs"]] == [
+        ("base", None),
+        *(("offline", seed) for seed in TABLE.seeds),
+        *(("online", seed) for seed in TABLE.seeds),
+    ]
+    cells = {f"{prompts}-{steps}" for prompts in TABLE.prompts for steps in TABLE.steps}
+    for run in result["runs"]:
+        assert set(run["cells"]) == cells
+        about = [run["evaluation"], *([run["training"]] if run["training"] else [])]
+        for part in about:
+            assert {"command", "commit", "versions", "device", "wall_seconds", "peak_memory_mb"} <= part.keys()
+    assert np.array(result["runs"][0]["cells"]["parti-1"]["scores"]["pickscore"]).shape == (2, 2)
+    assert result["smoke"] and result["pairs"]["pairs"] > 0
+    page = (smoke / "pso_table2.md").read_text()
+    assert "not run" not in page.split("## Runs")[0].split("lies below, *inconclusive*")[1] and "A smoke run" in page
+
+
+def test_statuses_are_those_of_the_pictures_scores(result):
+    """Decided again from the result file alone."""
+    decided = table_result.decide(TABLE, result["runs"], result["prompts"])
+    assert decided == result["claims"] and len(decided) == 44
+    scores = {(run["row"], run["seed"]): run["cells"]["parti-4"]["scores"]["pickscore"] for run in result["runs"]}
+    above = np.mean([np.mean(scores["online", seed]) - np.mean(scores["base", None]) for seed in TABLE.seeds])
+    (claim,) = [c for c in decided if c["id"] == "pso-table2-online-above-base-pickscore-4step-parti"]
+    assert claim["estimate"] == pytest.approx(above, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all((WEIGHTS / name).is_dir() for name in table_runs.NETWORKS), reason="the pocket world is not built"
+)
+def test_the_smoke_command_runs_on_the_shipped_weights(tmp_path, capsys):
+    pso_table2.main(["--smoke", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "pso_table2.json").read_text())
+    assert len(found["runs"]) == 7 and all(c["status"] != "not run" for c in found["claims"])
+    assert set(found["runs"][0]["cells"]["parti-4"]["means"]) == set(METRICS)
+    assert set(found["runs"][0]["settings"]["weights"]) == {"model", *table_runs.NETWORKS}
+    assert "pso_table2.md: " in capsys.readouterr().out
+
+
+def test_finished_runs_are_skipped_and_other_settings_refused(smoke, world, tmp_path, capsys):
+    files = {path: path.stat().st_mtime_ns for path in (smoke / "runs" / "pso_table2").glob("*.json")}
+    run_table(prepare(TABLE, TableConfig(smoke=True, out=smoke), world))
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert capsys.readouterr().out.count("is done") == 7
+    with pytest.raises(
+        ValueError, match=r"base.json has other settings or weights: remove .*pso_table2, or choose another"
+    ):
+        prepare(TABLE, TableConfig(smoke=True, out=smoke), replace(world, pictures=3))
+    shutil.copytree(smoke / "runs" / "pso_table2" / "online-1", tmp_path / "runs" / "pso_table2" / "online-1")
+    with pytest.raises(ValueError, match=r"online-1/settings.json has other settings"):
+        other = {**world.settings, "pso-online": {**world.settings["pso-online"], "lr": 1e-3}}
+        prepare(TABLE, TableConfig(smoke=True, out=tmp_path), replace(world, settings=other))
+
+
+def test_a_row_that_lacks_a_seed_is_not_run(result):
+    runs = [run for run in result["runs"] if (run["row"], run["seed"]) != ("online", 2)]
+    status = {c["id"]: c["status"] for c in table_result.decide(TABLE, runs, result["prompts"])}
+    assert all((value == "not run") == ("online" in key) for key, value in status.items())
+    page = table_text.page(
+        TABLE, {**result, "runs": runs, "claims": table_result.decide(TABLE, runs, result["prompts"])}
+    )
+    assert "| PickScore | online PSO | 22.71 | not run | not run | not run |" in page
+
+
+def test_every_claim_agrees_with_the_printed_numbers():
+    paper = table_text.printed(TABLE)
+    found = claims.read_claims(TABLE.id)
+    assert len({c.id for c in found}) == len(found) == 44
+    for c in found:
+        assert c.id == f"pso-table2-{c.above}-above-{c.below}-{c.metric}-{c.steps}step-{c.prompts}"
+        rows = [paper[c.prompts, row, c.steps][c.metric] for row in (c.above, c.below)]
+        assert c.printed == tuple(map(float, rows)) and c.printed[0] > c.printed[1]
+
+
+def test_every_printed_order_is_a_claim_but_for_online_against_offline_in_clip_score():
+    paper = table_text.printed(TABLE)
+    assert set(paper) == {(p, row, s) for p in TABLE.prompts for row in TABLE.rows for s in TABLE.steps}
+    claimed = {(c.above, c.below, c.metric, c.steps, c.prompts) for c in claims.read_claims(TABLE.id)}
+    for above, below in (("offline", "base"), ("online", "base"), ("online", "offline")):
+        for metric in TABLE.metrics:
+            for prompts in TABLE.prompts:
+                for steps in TABLE.steps:
+                    there = (above, below, metric, steps, prompts) in claimed
+                    assert there == ((below, metric) != ("offline", "clipscore"))
+    assert paper["parti", "online", 4]["clipscore"] < paper["parti", "offline", 4]["clipscore"]
+
+
+@pytest.mark.parametrize(
+    "interval,expected",
+    [
+        (Interval(0.2, 0.1, 0.3), "reproduced"),
+        (Interval(-0.2, -0.3, -0.1), "contradicted"),
+        (Interval(0.2, -0.1, 0.5), "inconclusive"),
+        (Interval(0.0, 0.0, 0.0), "inconclusive"),
+        (None, "not run"),
+    ],
+)
+def test_status(interval, expected):
+    assert claims.status(interval) == expected
+
+
+def committed():
+    path = RESULTS / "pso_table2.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_committed_page_is_the_generated_one():
+    assert (RESULTS / "pso_table2.md").read_text() == table_text.page(TABLE, committed())
+
+
+@pytest.mark.parametrize("name,text", [("reproduce/README.md", "readme_row"), ("README.md", "tally")])
+def test_tables_of_the_readmes_are_the_generated_ones(name, text):
+    content = (ROOT / name).read_text(encoding="utf-8")
+    made = getattr(table_text, text)(TABLE, committed())
+    assert table_text.replace_block(content, TABLE.name, made) == content
+
+
+def test_committed_result_is_a_full_run():
+    result = committed()
+    if result is None:
+        pytest.skip("no full run is committed")
+    assert not result["smoke"] and len(result["runs"]) == 7
+    assert table_result.decide(TABLE, result["runs"], result["prompts"]) == result["claims"]
+
+
+def test_table_only_without_runs_says_not_run(tmp_path, capsys):
+    config = TableConfig(table_only=True, work=tmp_path / "none", out=tmp_path)
+    run_table(prepare(TABLE, config, pso_table2.SMOKE))
+    page = (tmp_path / "pso_table2.md").read_text()
+    assert "| PickScore | base | 22.22 | not run |  |  |" in page and "**Claims: not run.**" in page
+    assert not re.search(r"reproduced,|contradicted,|inconclusive,", page.split("**Claims")[1])
+
+
+@pytest.mark.slow
+def test_dry_run_tells_rows_sources_and_claims(capsys):
+    for scale in ("pocket", "full"):
+        pso_table2.main(["--dry-run", "--scale", scale])
+        told = capsys.readouterr().out
+        assert told.count("above") == 44 and "beta = 50.0  # PSO App. B.1" in told or scale == "pocket"
+        assert "row online: online PSO (pso-online)" in told and "clamp = 0.1  # published PSO code" in told
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--models", "tiny"], "error: --models tiny stands in for the published weights: add --scale full"),
+        (["--scale", "full", "--models", "tiny"], "error: --models tiny must not write over"),
+        (["--only", "online", "best"], "error: unknown row 'best': choose from base, offline, online"),
+        (["--smoke"], "error: --smoke must not write over"),
+        (["--seeds", "7"], "error: seeds [7]: the table has the training seeds [0, 1, 2]"),
+        (["--threads", "0", "--table-only"], "error: threads = 0: expected more than 0"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        pso_table2.main(arguments)
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and told.startswith(message) and told.count("\n") == 1
+
+
+def test_json_keeps_lists_of_numbers_on_a_line(tmp_path):
+    content = {"a": [1, 2.5, None], "b": [[1, 2], [3]], "text": "[1,  2]", "names": ["x", "y"], "none": []}
+    write_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == content and "[ 1, 2.5, null ]" in text
+
+
+def test_threads_are_taken(world, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        prepare(TABLE, TableConfig(smoke=True, out=tmp_path, threads=1), world)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,209 @@
+"""PSO Tables 1 and 3 and the ablations: claims as printed, teachers trained and composed once, differences, tuning."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fsalign_lib.models.load import load
+from reproduce import pso_ablations, pso_table1, pso_table3, recipes, train_offline
+from reproduce.common.files import last_checkpoint
+from reproduce.harness import claims
+from reproduce.harness import page as table_text
+from reproduce.harness import rows as table_runs
+from reproduce.harness.command import RESULTS, TableConfig, prepare
+from reproduce.harness.command import run as run_table
+from reproduce.training.run import make_config
+from tests import tiny
+
+TABLES = {1: replace(pso_table1.TABLE, seeds=(0,)), 3: replace(pso_table3.TABLE, seeds=(0,))}
+TABLES[3] = replace(TABLES[3], shares=TABLES[1])
+METRICS = (*pso_table1.TABLE.metrics, *pso_table1.TABLE.beside)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tiny.build(tmp_path_factory.mktemp("tiny"))
+    prompts = tmp_path_factory.mktemp("prompts") / "train.txt"
+    prompts.write_text("\n".join(tiny.PROMPTS))
+    made = dict.fromkeys(METRICS, tiny.brightness)
+    given = {"reward": tiny.brightness, "utility": tiny.brightness, "metrics": made, "training_prompts": str(prompts)}
+    settings = pso_table1.SMOKE.settings | {"diffusion-dpo": {"updates": 1, "batch": 2, "lr": 1e-2}}
+    return replace(pso_table1.SMOKE, model=str(folder), teacher=str(folder), settings=settings, **given)
+
+
+def make(table, world, folder, **config):
+    run_table(prepare(table, TableConfig(smoke=True, out=folder, **config), world))
+    path = folder / f"{table.name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def results(world, tmp_path_factory):
+    """Table 3 first, which trains the DPO'd teacher in Table 1's folder; then Table 1, which takes it from there."""
+    folder = tmp_path_factory.mktemp("smoke")
+    third = make(TABLES[3], world, folder)
+    weights = folder / "runs" / "pso_table1" / "dpo-0" / "result.json"
+    before = weights.read_text()
+    first = make(TABLES[1], world, folder)
+    assert json.loads(weights.read_text())["history"] == json.loads(before)["history"]
+    return folder, first, third
+
+
+def test_a_teacher_is_trained_once_for_both_tables(results):
+    folder, first, third = results
+    assert sorted(path.name for path in (folder / "runs" / "pso_table3").iterdir() if path.is_dir()) == [
+        "offline-0",
+        "online-0",
+    ], "neither pairs nor the DPO'd teacher are made again"
+    assert first["pairs"] == third["pairs"] and first["pairs"]["pairs"] > 0
+    starts = [run["settings"]["start"] for table in (first, third) for run in table["runs"] if run["row"] == "dpo-lora"]
+    trained = next(run for run in first["runs"] if run["row"] == "dpo")["settings"]["training"]
+    assert starts == [trained, trained]
+
+
+def test_a_composed_row_has_the_trained_weights_and_a_trained_teacher_its_own_sampler(results, world):
+    folder, first, _ = results
+    work = table_runs.prepare(TABLES[1], world, folder / "runs" / "pso_table1", None)
+    composed = table_runs.composed_model(work, "dpo-lora", 0)
+    trained, start = load(world.teacher), load(world.teacher)
+    trained.load_adapter(last_checkpoint(folder / "runs" / "pso_table1" / "dpo-0"))
+    same = [torch.equal(a, b) for a, b in zip(composed.unet.parameters(), trained.unet.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(composed.unet.parameters(), start.unet.parameters(), strict=True)]
+    assert all(same) and any(moved) and composed.training is None
+    cells = {run["row"]: run["cells"] for run in first["runs"]}
+    for row in ("teacher", "dpo", "sft"):
+        assert set(cells[row]) == {"pickapic-10", "parti-10"} and cells[row]["parti-10"]["kernel"] == "ddim"
+    assert set(cells["dpo-lora"]) == set(cells["online"]) == {"pickapic-4", "parti-4"}
+
+
+def test_other_settings_of_the_shared_run_are_refused(results, world, tmp_path):
+    folder, _, _ = results
+    shutil.copytree(folder / "runs" / "pso_table1" / "dpo-0", tmp_path / "pso_table1" / "dpo-0")
+    settings = world.settings | {"diffusion-dpo": {"updates": 1, "batch": 2, "lr": 3e-2}}
+    with pytest.raises(ValueError, match=r"pso_table1/dpo-0/settings.json has other settings or weights"):
+        table_runs.prepare(TABLES[3], replace(world, settings=settings), tmp_path / "pso_table3", None)
+
+
+def test_preference_losses_train_a_teacher_without_guidance(results, tmp_path, world):
+    """What is evaluated with guidance is trained without: the loss is of the network, not of the guided sampler."""
+    folder, _, _ = results
+    model = load(world.teacher)
+    model.guidance_scale = 4.0
+    config = make_config(
+        train_offline.OfflineConfig,
+        "diffusion-dpo",
+        model=world.teacher,
+        pairs=folder / "runs" / "pso_table1" / "pairs",
+        out=tmp_path / "run",
+        updates=1,
+        batch=2,
+    )
+    assert train_offline.prepare(config, model).model.guidance_scale == 1.0
+    assert table_runs.sampled_model(
+        table_runs.prepare(TABLES[1], world, folder / "runs" / "pso_table1", None), "teacher"
+    ).guidance_scale == pytest.approx(2.5)
+
+
+def test_rows_that_the_paper_cites_keep_its_numbers_and_are_not_run(results):
+    _, first, _ = results
+    assert not {"rpo", "spo", "mapo"} & {run["row"] for run in first["runs"]}
+    page = table_text.page(TABLES[1], first)
+    assert "| PickScore | teacher, RPO | 22.65 | not part of this project |" in page
+    assert "| PickScore | teacher | 22.30 | " in page and "| PickScore | teacher | 22.30 | not run" not in page
+    assert "not run" not in page.split("lies below, *inconclusive*")[1]
+
+
+def test_tuning_stands_in_the_result_and_on_the_page(results):
+    _, first, third = results
+    assert set(first["tuning"]) == {"dpo", "sft", "offline", "online"} and set(third["tuning"]) == {"offline", "online"}
+    assert first["tuning"]["dpo"] == pso_table1.TUNING and pso_table1.TUNING in table_text.page(TABLES[1], first)
+
+
+@pytest.mark.parametrize("script,count", [(pso_table1, 40), (pso_table3, 47)], ids=["1", "3"])
+def test_every_claim_agrees_with_the_printed_numbers(script, count):
+    table, found = script.TABLE, claims.read_claims(script.TABLE.id)
+    paper = {(prompts, row): line for (prompts, row, _), line in table_text.printed(table).items()}
+    assert set(paper) == {(prompts, row) for prompts in table.prompts for row in table.rows}
+    assert len({c.id for c in found}) == len(found) == count
+    for c in found:
+        assert c.id == f"{table.id}-{c.above}-above-{c.below}-{c.metric}-4step-{c.prompts}"
+        printed = tuple(float(paper[c.prompts, row][c.metric]) for row in (c.above, c.below))
+        assert c.printed == printed and printed[0] > printed[1]
+
+
+def test_online_pso_above_everything_in_table_3_but_for_one_cell():
+    claimed = {(c.above, c.below, c.metric, c.prompts) for c in claims.read_claims("pso-table3")}
+    baselines, table = ("base", "teacher-lora", "dpo-lora"), pso_table3.TABLE
+    full = {
+        (a, b, m, p) for a in ("offline", "online") for b in baselines for m in table.metrics for p in table.prompts
+    }
+    assert full - claimed == {("online", "dpo-lora", "clipscore", "pickapic")}
+    paper = table_text.printed(table)
+    assert float(paper["pickapic", "online", 4]["clipscore"]) < float(paper["pickapic", "dpo-lora", 4]["clipscore"])
+
+
+def test_full_scale_has_the_papers_settings():
+    rows = pso_table3.TABLE.at("full").rows
+    assert rows["offline"].own("full")["rank"] == rows["online"].own("full")["rank"] == 32
+    teacher = pso_table1.TABLE.at("full").rows["dpo"]
+    assert (teacher.sampled.steps, teacher.sampled.models["full"], teacher.method) == (50, "sdxl", "diffusion-dpo")
+    assert pso_table1.TABLE.rows["dpo"].sampled.steps == 10, "at pocket scale"
+
+
+def test_each_row_of_the_ablations_changes_what_it_says():
+    rows = {name: row.own("pocket") for name, row in pso_ablations.TABLE.rows.items() if row.method}
+    changed = {
+        name: {key for key in own if own[key] != rows["code"][key]} for name, own in rows.items() if name != "code"
+    }
+    assert changed == {
+        "paper": {"reduction", "sum_steps", "beta", "clamp"},
+        "inside": {"sum_steps"},
+        "summed": {"reduction"},
+        "beta-5": {"beta"},
+        "beta-500": {"beta"},
+        "shared": {"shared_start"},
+        "steps-8": {"steps"},
+        "no-clamp": {"clamp"},
+        "fast": {"lr"},
+        "fast-no-clamp": {"lr", "clamp"},
+    }
+    code = {key: rows["code"][key] for key in ("reduction", "sum_steps", "clamp")}
+    assert code == {key: recipes.RECIPES["pso-online", "full"][key][0] for key in code}
+    found = claims.read_claims("pso-ablations")
+    assert {(c.above, c.below, c.metric) for c in found} == {
+        (name, "base", metric) for name in rows for metric in pso_ablations.TABLE.metrics
+    }
+
+
+def test_differences_are_those_of_the_pictures_scores(world, tmp_path):
+    few = {name: pso_ablations.TABLE.rows[name] for name in ("base", "code", "beta-5")}
+    table = replace(pso_ablations.TABLE, seeds=(0, 1), rows=few, name="pso_some")
+    claims.read_file()["pso-some"] = {"claims": []}
+    try:
+        result = make(table, replace(world, settings=pso_ablations.SMOKE.settings), tmp_path)
+        page = (tmp_path / "pso_some.md").read_text()
+    finally:
+        del claims.read_file()["pso-some"]
+    assert {(d["row"], d["metric"]) for d in result["differences"]} == {
+        (row, metric) for row in ("base", "beta-5") for metric in table.metrics
+    }
+    scores = {
+        (run["row"], run["seed"]): np.array(run["cells"]["parti-4"]["scores"]["pickscore"]) for run in result["runs"]
+    }
+    found = next(d for d in result["differences"] if (d["row"], d["metric"]) == ("beta-5", "pickscore"))
+    expected = np.mean([scores["beta-5", seed] - scores["code", seed] for seed in (0, 1)])
+    assert found["estimate"] == pytest.approx(expected, abs=1e-9) and found["low"] <= found["estimate"] <= found["high"]
+    ends = [run["training"]["end"] for run in result["runs"] if run["training"]]
+    assert all(set(end) == set(table.watched) for end in ends)
+    assert "## Difference from published code" in page and "| beta 5 |" in page.split("## Difference")[1]
+
+
+@pytest.mark.parametrize("script", [pso_table1, pso_table3, pso_ablations], ids=lambda script: script.TABLE.name)
+def test_committed_page_is_the_generated_one(script):
+    path = RESULTS / f"{script.TABLE.name}.json"
+    result = json.loads(path.read_text()) if path.exists() else None
+    assert path.with_suffix(".md").read_text() == table_text.page(script.TABLE, result)

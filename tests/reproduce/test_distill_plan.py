@@ -1,0 +1,189 @@
+"""The planner for distillation: FLOPs against torch's counter, memory against the allocator's events, and by hand."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from fsalign_lib.models import load as models
+from reproduce import plan, train_distill
+from reproduce.benchmarks import adapter_memory, full_size_distill
+from reproduce.evaluation import cost as memory
+from reproduce.planner import distill_footprint
+from reproduce.planner import text as plan_text
+from reproduce.training import run as runs
+from tests import tiny
+
+
+@pytest.fixture
+def make(folder, prompts_file, tmp_path):
+    def make(method="distar", out="run", **overrides):
+        small = {"model": str(folder), "teacher": str(folder), "prompts": prompts_file, "updates": 3, "batch": 8}
+        small |= {"start": None, "time": 399, "sigma_init": None, "warmup": 0, "assistant_updates": 1, "rank": 2}
+        small |= {"reward": None, "reward_scale": 0.0, "save_every": 100}
+        return runs.make_config(train_distill.DistillConfig, method, out=tmp_path / out, **(small | overrides))
+
+    return make
+
+
+def explicit_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+    """In matrix products, which the counter knows on every device."""
+    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("method,training", [("dipp", "full"), ("distar", "lora")])
+def test_flops_are_those_of_the_loop(make, method, training, monkeypatch):
+    config = make(method, training=training)
+    counted = distill_footprint.DistillFootprint(config, plan.distill_networks(config), cuda=False).flops()
+    setup = train_distill.prepare(config)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", explicit_attention)
+    calls = (train_distill.student_update, train_distill.assistant_update)
+    for phase, call in zip(counted.values(), calls, strict=True):
+        with FlopCounterMode(display=False) as counter:
+            call(setup, 0)
+        assert sum(phase.values()) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_flops_by_hand(make):
+    """In forwards of the network, full copies: backward to weights and inputs is two of them, to inputs alone one."""
+    of = {}
+    for method, guidance in (("dipp", 1.0), ("distar", 2.5)):
+        config = make(method, guidance=guidance, training="full", assistant_updates=3, warmup=6)
+        nets = plan.distill_networks(config)
+        counted = distill_footprint.DistillFootprint(config, nets)
+        one = config.batch * sum(nets.forward().flops_per_row.values())
+        of[method, guidance] = {phase: sum(value.values()) / one for phase, value in counted.flops().items()}
+    for (method, guidance), found in of.items():
+        halves = 1 + (guidance != 1)
+        networks = 1 + halves  # assistant and teacher
+        expected = 3 + networks * (1 + (method == "distar"))
+        assert found["student update"] == pytest.approx(expected, rel=0.06), (method, guidance)
+        assert found["assistant updates"] == pytest.approx((3 + 6 / 3) * 4, rel=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training,checkpointing", [("full", False), ("lora", False), ("lora", True)])
+def test_memory_of_an_update_within_a_tenth(make, training, checkpointing):
+    config = make(training=training, gradient_checkpointing=checkpointing, batch=16)
+    before = memory.live_bytes()
+    setup = train_distill.prepare(config)
+    steps = train_distill.train(setup)
+    next(steps)
+    measured = memory.peak_bytes(lambda: next(steps)) - before
+    counted = distill_footprint.DistillFootprint(config, plan.distill_networks(config), len(tiny.PROMPTS), cuda=False)
+    assert max(counted.peaks(16, 1, checkpointing, 16).values()) == pytest.approx(measured, rel=0.1)
+
+
+def test_what_is_there_all_the_time(make):
+    config = make(training="full")
+    nets = plan.distill_networks(config)
+    weights = sum(p.numel() for p in models.load(config.model).unet.parameters())
+    fixed = distill_footprint.DistillFootprint(config, nets, prompts=7, processes=2).fixed
+    assert nets.bytes["networks"] == 3 * 4 * weights, "student, assistant, teacher"
+    assert fixed["optimizers"] == 2 * 8 * weights and fixed["average"] == 4 * weights
+    assert fixed["gradient buckets"] == 2 * 4 * weights
+    assert fixed["prompts"] == 7 * 2 * 4 * tiny.TEXT_LENGTH * 16
+    assert "prompts" not in distill_footprint.DistillFootprint(config, nets, prompts=3_000_000).fixed
+    shared = plan.distill_networks(make(training="lora"))
+    assert shared.bytes["networks"] == 4 * weights, "adapters on one network"
+    assert shared.bytes["adapters"] == 2 * 4 * sum(p.numel() for p in shared.trained)
+
+
+def test_a_start_of_its_own_is_a_second_network(make, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")  # whose weights the plan does not look at
+    one, two = (plan.distill_networks(make(training="lora", **own)) for own in ({}, {"model": str(other)}))
+    assert two.bytes["networks"] == 2 * one.bytes["networks"]
+
+
+def test_autocast_is_for_the_networks_alone(make):
+    """Full copies in float32 under bf16: the networks compute in half, the decoder in float32."""
+    config = make("dipp", training="full", mixed_precision="bf16", reward="pickscore", reward_scale=1.0)
+    nets = plan.distill_networks(config)
+    update = nets.student_update(False)[0].flops_per_row
+    single = plan.distill_networks(make("dipp", training="full", reward="pickscore", reward_scale=1.0))
+    whole = single.student_update(False)[0].flops_per_row
+    assert set(whole) == {"float32"} and set(update) == {"float32", "bfloat16"}
+    assert sum(update.values()) == pytest.approx(sum(whole.values()))
+    alone = plan.distill_networks(make("dipp", training="full")).student_update(False)[0].flops_per_row["float32"]
+    assert update["bfloat16"] == pytest.approx(alone, rel=1e-6), "all that is not decoder and reward"
+    assert nets.student_update(True)[0].flops_per_row["bfloat16"] > update["bfloat16"], "computed again, and cast"
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_table(monkeypatch, capsys, folder):
+    monkeypatch.setattr(plan, "meta_model", lambda config: models.load(folder).to(torch.device("meta")))
+    monkeypatch.setattr(plan, "meta_reward", lambda name, scale: None)
+    asked = ["--row", "distar", "dipp", "--training", "lora", "--count", "1", "--gpu", "RTX4090", "--json"]
+    plan.main(["distar_table2", *asked])
+    found = json.loads(capsys.readouterr().out)["rows"]
+    assert {(row["unit"], row["units"], row["batch"]) for row in found.values()} == {("update", 10_000, 256)}
+    off, on = found["distar"]["settings"]
+    flops = [setting["flops"]["student update"] for setting in (found["dipp"]["settings"][0], off, on)]
+    assert flops == sorted(flops) and len(set(flops)) == 3
+    assert set(off["flops"]) == {"student update", "assistant updates"}
+    told = "\n".join(plan_text.row_text("distar", "DI*", found["distar"]))
+    for said in (
+        "DI* (distar), sdxl-dmd2-1step",
+        "teacher sdxl",
+        "256 samples",
+        "LoRA rank 64",
+        "micro-batch in samples",
+    ):
+        assert said in told
+
+
+def test_a_start_may_be_asked_for(capsys):
+    rows = plan.prepare(plan.PlanConfig(table="distar_table2", row=("distar",), model="sdxl", training="lora")).rows
+    assert rows["distar"].model == rows["distar"].teacher == "sdxl", "so that one network is held"
+    with pytest.raises(ValueError, match="unknown model 'sdxxl': choose from pocket-turbo"):
+        plan.prepare(plan.PlanConfig(table="distar_table2", model="sdxxl"))
+
+
+@pytest.mark.slow
+def test_the_memory_benchmark_compares_both_modes(folder, tmp_path, monkeypatch):
+    make_config = runs.make_config
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(tiny.PROMPTS))
+
+    def small(*args, **kwargs):
+        return make_config(*args, **kwargs | {"prompts": str(prompts), "reward": None, "reward_scale": 0.0})
+
+    monkeypatch.setattr(adapter_memory.runs, "make_config", small)
+    out = tmp_path / "result.json"
+    adapter_memory.main(["--model", str(folder), "--batches", "8", "--rank", "1", "--out", str(out)])
+    found = json.loads(out.read_text())
+    copies, adapters = found["records"]
+    assert found["ratio"]["8"] == pytest.approx(adapters["peak_mb"] / copies["peak_mb"]) and found["ratio"]["8"] < 1
+    assert adapters["trained"] < copies["trained"]
+    for record in found["records"]:
+        assert record["planned_mb"] == pytest.approx(record["peak_mb"], rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_on_twins(tmp_path):
+    out = tmp_path / "tiny.json"
+    argv = ["--models", "tiny", "--device", "cpu", "--bases", "one", "--repetitions", "1", "--rank", "1"]
+    full_size_distill.main([*argv, "--out", str(out)])
+    found = json.loads(out.read_text())["records"]
+    cases = [(r["update"], r["gradient_checkpointing"]) for r in found]
+    assert cases == [(name, on) for on in (True, False) for name in ("assistant", "student")]
+    assert all(r["seconds"] > 0 for r in found)
+
+
+@pytest.mark.parametrize(
+    "script,args,message",
+    [
+        (full_size_distill, [], "error: no CUDA device: run this on a machine with a GPU, or try it by --models tiny"),
+        (full_size_distill, ["--device", "cpu"], "error: --device cpu is for trying the script"),
+        (full_size_distill, ["--micro-batches", "0"], "error: micro_batches = (0,): expected numbers above 0"),
+        (adapter_memory, ["--batches", "0"], "error: batches = (0,): expected numbers above 0"),
+    ],
+)
+def test_bad_input(script, args, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(args)
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith(message)

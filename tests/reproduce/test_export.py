@@ -1,0 +1,137 @@
+"""Exported models are what was trained: in diffusers' own pipelines, on tiny twins of SD and SDXL."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from fsalign_lib import twins
+from fsalign_lib.models import load as models
+from fsalign_lib.models.hub import REVISIONS
+from fsalign_lib.models.presets import PRESETS
+from reproduce import export, train_online
+from reproduce.training import run as runs
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    for name in ("sd-turbo", "sdxl-turbo"):
+        twins.save_twin(name, folder)
+    return folder
+
+
+@pytest.fixture
+def trained(hub, tmp_path, monkeypatch):
+    """A run of one round, with adapters set to something that shows."""
+    monkeypatch.setenv("FSALIGN_HUB", str(hub))
+    (tmp_path / "prompts.txt").write_text("\n".join(tiny.PROMPTS))
+
+    def make(name, **overrides):
+        small = {"model": name, "prompts": str(tmp_path / "prompts.txt"), "rounds": 1, "pairs": 1, "minibatch": 1}
+        small |= {"out": tmp_path / "run", "rank": 2, "lr": 1e-3}
+        config = runs.make_config(
+            train_online.OnlineConfig, "pso-online", "full", **(small | {"dtype": "float32"} | overrides)
+        )
+        setup = train_online.prepare(config, reward=tiny.brightness)
+        with torch.no_grad():
+            for i, p in enumerate(setup.run.parameters):
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)), alpha=0.1)
+        list(train_online.train(setup))
+        return setup
+
+    return make
+
+
+def exported(setup, out, **overrides):
+    export.run(export.prepare(export.ExportConfig(checkpoint=setup.config.out, out=out, **overrides)))
+    return out
+
+
+def predictions(pipe, setup):
+    """Of the pipeline's UNet and of the trained model, on the same input."""
+    model = setup.model
+    x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond = model.encode_prompts(["a cat", "two dogs"])
+    inputs = model.text.inputs(cond)
+    with torch.no_grad():
+        ours = model.predict_eps(x, 500, cond)
+        theirs = pipe.unet(x, 500, **inputs).sample
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo"])
+@pytest.mark.parametrize("alpha", [None, 6])
+def test_a_pipeline_with_the_exported_lora_is_the_trained_model(trained, hub, tmp_path, name, alpha):
+    setup = trained(name, alpha=alpha)
+    out = exported(setup, tmp_path / "export")
+    kind = {"sd-turbo": diffusers.StableDiffusionPipeline, "sdxl-turbo": diffusers.StableDiffusionXLPipeline}[name]
+    pipe = kind(**setup.model.text.components(), **parts(name))
+    _, before = predictions(pipe, setup)
+    pipe.load_lora_weights(out)
+    ours, theirs = predictions(pipe, setup)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    assert (before - ours).abs().max() > 1e-2, "the adapter shows"
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "pytorch_lora_weights.safetensors"]
+
+
+def parts(name):
+    fresh = models.load(name)
+    return {"unet": fresh.unet, "vae": fresh.vae, "scheduler": fresh.scheduler}
+
+
+def test_a_fully_trained_model_becomes_a_pipeline(trained, tmp_path):
+    setup = trained("sd-turbo", training="full")
+    out = exported(setup, tmp_path / "export")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
+    ours, theirs = predictions(pipe, setup)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    assert "All weights of `sd-turbo`" in (out / "README.md").read_text()
+
+
+def test_the_card_tells_base_settings_and_metrics(trained, tmp_path):
+    setup = trained("sdxl-turbo", beta=7.0)
+    above = {"estimate": 0.5, "low": 0.25, "high": 0.75}
+    scores = {"prompt_set": "parti", "steps": 4, "means": {"pickscore": 21.5}, "above_base": {"pickscore": above}}
+    (setup.config.out / "evaluation.json").write_text(json.dumps({"results": [scores]}))
+    text = (exported(setup, tmp_path / "export") / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["base_model"] == "stabilityai/sdxl-turbo" and "lora" in head["tags"]
+    for repository in (PRESETS["sdxl-turbo"].pipeline, PRESETS["sdxl-turbo"].vae):
+        assert f"| [{repository}](https://huggingface.co/{repository}), revision `{REVISIONS[repository]}` |" in text
+    assert "| lr | 0.001 | given for this run; the recipe has 1e-05 |" in text
+    assert "| clamp | 0.1 | published PSO code; not in the paper |" in text
+    assert "| beta | 7.0 | given for this run; the recipe has 5.0 |" in text
+    assert "| parti | 4 | pickscore | 21.5000 | +0.5000 [+0.2500, +0.7500] |" in text
+    assert 'load_lora_weights("<this folder>")' in text and "the reward `pickscore`" in text
+    assert "## Licence" in text
+
+
+def test_what_cannot_be_exported(trained, hub, tmp_path, capsys):
+    setup = trained("sd-turbo")
+    run, out = setup.config.out, tmp_path / "export"
+
+    def refused(*argv):
+        with pytest.raises(SystemExit) as stopped:
+            export.main([str(part) for part in argv])
+        told = capsys.readouterr().err
+        assert stopped.value.code == 2 and told.count("error: ") == 1
+        assert not out.exists()
+        return told
+
+    assert f"no checkpoint in {tmp_path}" in refused("--checkpoint", tmp_path, "--out", out)
+    assert f"{run} holds something already: choose another" in refused("--checkpoint", run, "--out", run)
+    other = twins.save_twin("sd-turbo", tmp_path / "other", seed=1) / PRESETS["sd-turbo"].pipeline
+    told = refused("--checkpoint", run, "--out", out, "--model", other)
+    assert "was trained from 'sd-turbo'" in told and "load the model that it belongs to" in told
+    folder = runs.last_checkpoint(run)
+    tensors = load_file(folder / "trained.safetensors")
+    for name, tensor in tensors.items():
+        if "lora_B" in name:
+            tensor.zero_()
+    setup.model.save_adapter(folder, tensors)
+    assert "trained nothing (its weights are those of sd-turbo)" in refused("--checkpoint", run, "--out", out)
