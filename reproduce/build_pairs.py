@@ -1,6 +1,6 @@
 """Preference pairs on disk: read and check them, or build them.
 
-python reproduce/build_pairs.py --out reproduce/runs/pairs                    # pocket: a teacher and the simulated judge
+python reproduce/build_pairs.py --out reproduce/runs/pairs  # pocket: a teacher and the simulated judge
 python reproduce/build_pairs.py --scale full --model sdxl --reward pickscore --prompts pickapic-train --out runs/pairs
 python reproduce/build_pairs.py --from pickapic --data folder --out runs/pairs
 

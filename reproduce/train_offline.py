@@ -45,8 +45,8 @@ class OfflineConfig(TrainConfig):
     METHODS: ClassVar = recipes.OFFLINE
 
     pairs: Path
-    """Folder with pairs.jsonl (see reproduce/build_pairs.py); for methods without losers also one of pictures with captions
-    (see DATA.md)."""
+    """Folder with pairs.jsonl (see reproduce/build_pairs.py); for methods without losers also one of pictures with
+    captions (see DATA.md)."""
     updates: int
     batch: int
     """Pairs an update."""

@@ -106,7 +106,8 @@ def read_reference(prompts: Prompts, fid: Frechet) -> Gaussian:
     """
     if data_folder() is None:
         raise ValueError(
-            f"fid needs {prompts.statistics}: make it with reproduce/fid_reference.py, and set FSALIGN_DATA to its folder"
+            f"fid needs {prompts.statistics}: make it with reproduce/fid_reference.py, and set FSALIGN_DATA to its "
+            "folder"
         )
     return read_statistics(data_folder() / prompts.statistics, fid.extractor, fid.dimensions)
 
