@@ -1,1 +1,1 @@
-"""What every command uses: the command line, files, where a result came from, shards of work."""
+"""Give every command its errors in one line, its files written whole, its provenance and its shards of work."""

@@ -1,13 +1,21 @@
-"""What every script shares: one-line errors, seeds, atomic files, and where a result came from."""
+"""Turn errors into one line, check settings, seed random numbers, and say which processes share the work.
+
+torch and accelerate are imported where they are used, so that `--help` of a command answers at once.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+    from torch import Tensor
 
 
 def command_line(
@@ -16,30 +24,67 @@ def command_line(
     run: Callable[[Any], Any],
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Parse, prepare, run. What is wrong with the input is known after `prepare`, and said in one line."""
-    transformers.utils.logging.disable_progress_bar()  # a bar for each small file that is loaded says nothing
+    """Parse, prepare and run a command: wrong input ends in `prepare`, with one line."""
+    with refusals():
+        config = parse(argv)
+        quiet()
+        ready = prepare(config)
+    with failures():
+        run(ready)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """End the process with one line where the input is wrong: a ValueError or an OSError of the block."""
     try:
-        ready = prepare(parse(argv))
+        yield
     except (ValueError, OSError) as error:
         fail(error)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """End the process with one line where values are not finite or a disk is full; a ValueError stays a traceback."""
     try:
-        run(ready)
-    except (FloatingPointError, OSError) as error:  # values that are not finite, a full disk
+        yield
+    except (FloatingPointError, OSError) as error:
         fail(error)
 
 
 def fail(error: Exception) -> None:
+    """Print the error on one line of stderr, and exit with status 2."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
+def quiet() -> None:
+    """Switch off transformers' progress bars, of which each small file that is loaded would show one."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def processes() -> PartialState:
+    """Return accelerate's state: the device, and which processes share the work, as `accelerate launch` set it up.
+
+    The time-out is a week, because the fastest process waits for the slowest only once, at the end.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
+
+
 def generator(*key: int | str) -> torch.Generator:
-    """Random numbers that depend on the key alone."""
+    """Return a generator on the CPU whose random numbers depend on the key alone."""
+    import torch
+
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def positive(config: Any, *names: str) -> None:
+    """Raise a ValueError that names the first of these settings that is not above 0."""
     for name in names:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} = {getattr(config, name)}: expected more than 0")

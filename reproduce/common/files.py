@@ -1,18 +1,24 @@
 """Write files whole or not at all."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def writable_folder(folder: Path) -> None:
-    """Make the folder, and write to it once, before any compute."""
+    """Make the folder, and write to it once, so that a folder that refuses is known before any compute.
+
+    Raises:
+        PermissionError: it cannot be made or written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -23,17 +29,19 @@ def writable_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
+    """Write a text in UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """As `write_bytes`, a safetensors file."""
+    """Write a safetensors file, as `write_bytes` does."""
+    import safetensors.torch
+
     write_bytes(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Atomic: a killed run leaves the last whole file, a full disk too.
+    """Write a file under a temporary name and rename it: a killed run or a full disk leaves the last whole file.
 
     Raises:
         OSError: it could not be written, with the path and what to do.
@@ -48,17 +56,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Atomic, indented, with lists of numbers on one line each."""
+    """Write indented JSON, with each list of numbers on a line of its own, as `write_bytes` does."""
     text = json.dumps(content, indent=1)
-    write_text(path, re.sub(r"\[\n[^][{}\"]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
+    write_text(path, re.sub(r"\[\n[^][{}\"]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A configuration as JSON."""
+    """Turn a configuration into values that JSON has; others become their texts."""
     return json.loads(json.dumps(asdict(config), default=str))
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
-    found = [p for p in (out / "checkpoints").glob("*") if re.fullmatch(r"\d+", p.name)]
-    return max(found, key=lambda p: int(p.name), default=None)
+    """Return the newest whole checkpoint of a run, or None."""
+    whole = [p for p in (out / "checkpoints").glob("*") if re.fullmatch(r"\d+", p.name)]
+    return max(whole, key=lambda p: int(p.name), default=None)

@@ -1,4 +1,4 @@
-"""Where a result came from: command, versions, device, time, memory, commit."""
+"""Record where a result came from: command, versions, device, time, memory, commit."""
 
 import os
 import platform
@@ -10,44 +10,51 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Clock:
-    """When some work began, on the wall and in CPU time of this process, which adds up over its threads and hardly
-    depends on what else the machine does."""
+    """Remember when some work began, in wall time and in CPU time.
+
+    The CPU time is this process's. It adds up over its threads, and hardly depends on what else the machine does.
+    """
 
     wall: float = field(default_factory=time.time)
     cpu: float = field(default_factory=time.process_time)
 
     def spent(self) -> dict[str, float]:
+        """Return the wall and CPU seconds since then."""
         wall, cpu = time.time() - self.wall, time.process_time() - self.cpu
         return {"wall_seconds": round(wall, 1), "cpu_seconds": round(cpu, 1)}
 
     def after(self, *parts: dict[str, Any]) -> "Clock":
-        """As if it had begun earlier by what was spent on parts, written down by `spent`; without CPU time by versions
-        before there was one, for which one thread stands in."""
+        """Return a clock that began earlier, by the seconds that earlier parts of the work took.
+
+        Args:
+            parts: what `spent` returned for each. A part without CPU time counts with its wall time.
+        """
         cpu = sum(part.get("cpu_seconds", part["wall_seconds"]) for part in parts)
         return Clock(self.wall - sum(part["wall_seconds"] for part in parts), self.cpu - cpu)
 
 
 def core_seconds(part: dict[str, Any]) -> float:
-    """What a part of a result took: CPU time on a CPU (or wall time by threads, if it was written before there was
-    one), else wall time."""
+    """Return the seconds that a part of a result took: CPU time on a CPU, wall time on a GPU.
+
+    A part that was written without CPU time counts with its wall time on each of its threads.
+    """
     if not part["device"].startswith("CPU"):
         return part["wall_seconds"]
     return part.get("cpu_seconds", part["wall_seconds"] * part["threads"])
 
 
 def provenance(clock: Clock) -> dict[str, Any]:
-    """Command, versions, device, wall and CPU time, peak memory and commit."""
+    """Return command, versions, device, wall and CPU seconds since `clock`, peak memory in MB, and commit."""
     import accelerate
     import diffusers
     import peft
+    import torch
+    import transformers
 
     packages = (torch, diffusers, transformers, peft, accelerate)
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "python"

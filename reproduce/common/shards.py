@@ -1,46 +1,47 @@
-"""Work in chunks that any number of processes shares, and that goes on where it was killed.
+"""Split work into chunks that any number of processes shares, and that goes on where it was killed.
 
-A chunk's file appears whole or not at all. What is in it depends on the chunk alone, not on who computed it or when.
+A chunk's file appears whole or not at all. Its content depends on the chunk alone, not on who computed it or when.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
-from safetensors.torch import load_file
-from torch import Tensor
-from tqdm import tqdm
-
+from reproduce.common.cli import processes
 from reproduce.common.files import write_tensors
 
-
-def processes() -> PartialState:
-    """Who shares the work, as `accelerate launch` set it up. The fastest waits for the slowest once, at the end."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """Files 000000.safetensors, ... in a folder that all processes see."""
+    """Name the files of `count` chunks, 000000.safetensors and on, in a folder that all processes see."""
 
     folder: Path
     count: int
 
     def path(self, index: int) -> Path:
+        """Return where a chunk's tensors lie."""
         return self.folder / f"{index:06d}.safetensors"
 
     def fill(
         self, compute: Callable[[int], dict[str, Tensor]], state: PartialState, title: str, offset: int = 0
     ) -> None:
-        """This process's share of the chunks that are not there yet.
+        """Compute and write this process's share of the chunks that are not there yet.
 
         Args:
             compute: index -> tensors.
+            state: the processes that share the chunks, each taking every n-th.
+            title: of the progress bar.
             offset: shifts whose turn it is, so that the chunks left over do not always fall to the same process.
         """
+        from tqdm import tqdm
+
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = [i for i in range(self.count) if (i + offset) % state.num_processes == state.process_index]
         for index in tqdm(mine, desc=title, disable=not state.is_main_process):
@@ -48,11 +49,13 @@ class Chunks:
                 write_tensors(self.path(index), compute(index))
 
     def read(self) -> Iterator[dict[str, Tensor]]:
-        """All chunks in their order.
+        """Yield the tensors of all chunks in their order.
 
         Raises:
             FileNotFoundError: one is missing, as where machines do not share the folder.
         """
+        from safetensors.torch import load_file
+
         for index in range(self.count):
             if not self.path(index).exists():
                 raise FileNotFoundError(f"{self.path(index)} is missing: all processes must write to one shared folder")
@@ -62,13 +65,15 @@ class Chunks:
 def in_chunks(
     compute: Callable[[int], dict[str, Tensor]], count: int, folder: Path | None, title: str | None
 ) -> Iterable[dict[str, Tensor]]:
-    """What `compute` gives for 0, ..., count - 1, in this order.
+    """Yield the tensors of `compute(0)`, ..., `compute(count - 1)`, in this order.
 
     Args:
         folder: of the chunks, which all processes share and which stay; None: this process computes all.
         title: of the progress bar; None: there is none without a folder.
     """
     if folder is None:
+        from tqdm import tqdm
+
         return map(compute, tqdm(range(count), desc=title, disable=title is None))
     chunks, state = Chunks(folder, count), processes()
     chunks.fill(compute, state, title)
