@@ -1,3 +1,3 @@
-"""fsalign: preference alignment of few-step diffusion models, derived, verified and reproduced."""
+"""Align few-step diffusion models with preferences: losses, kernels, rewards, metrics, a toy and a pocket world."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-r"""Advantages: returns less a running mean, over a running standard deviation, of their prompt and step.
+r"""Turn returns into advantages by the running mean and standard deviation of their prompt and step.
 
 DDPO keeps them for each prompt; SDPO for each step of each prompt (Sec. 3.3), because returns of early steps sum over
 more rewards than those of late ones. Rewards of whole trajectories are the case of one step, (B, 1).
@@ -17,7 +17,7 @@ EPS = 1e-6  # added to the standard deviation, as in published code
 
 
 class Advantages:
-    r"""Running statistics of the last `buffer` trajectories of each prompt; call it with a batch of returns.
+    r"""Keep the statistics of the last `buffer` trajectories of each prompt; call it with a batch of returns.
 
     Each call first enters the batch, then standardises it: $\hat A = (G - \mu) / (\sigma + 10^{-6})$, $\sigma$ the
     population standard deviation. $\mu$ and $\sigma$ are taken
@@ -69,7 +69,7 @@ class Advantages:
         self.counts = torch.zeros(num_prompts, dtype=torch.long)  # trajectories seen, also those that have left
 
     def __call__(self, returns: Tensor, prompts: Tensor) -> Tensor:
-        """Advantages of a batch, after it has been entered.
+        """Enter a batch of returns into the buffers, and return its advantages.
 
         Args:
             returns: G of each step  # (B, T)
@@ -118,7 +118,7 @@ class Advantages:
         self.counts += count
 
     def _statistics(self, x: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation that broadcast to x (B, T)."""
+        """Return the mean and the standard deviation that broadcast to x (B, T)."""
         over = 0 if self.per == "step-prompt" else (0, 1)
         batch_mean, batch_std = x.mean(over), x.std(over, correction=0)
         if self.per == "global":
@@ -136,11 +136,11 @@ class Advantages:
         return mean[row], torch.where(enough, std[:, 0], batch_std)[row]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """Return the tensors that a resumed run needs."""
         return {"values": self.values.clone(), "counts": self.counts.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Raises a ValueError if the state was made for other sizes."""
+        """Restore what `state_dict` gave; raise a ValueError if it was made for other sizes."""
         for name, mine in (("values", self.values), ("counts", self.counts)):
             if state[name].shape != mine.shape:
                 raise ValueError(

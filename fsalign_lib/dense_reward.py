@@ -1,4 +1,4 @@
-r"""What SDPO makes of a few reward queries: a reward for each step, and discounted returns.
+r"""Predict a reward for each step from a few reward queries, and sum them to discounted returns (SDPO).
 
 Steps are indexed n = 0, ..., T-1 in the order in which they are taken; the paper counts t = T-1-n down. Step n predicts
 `x0_hat[:, n]`, from the state before it, and it is this prediction, decoded, that a reward sees: never the noisy state.
@@ -44,12 +44,12 @@ def _check_strategy(strategy: str, x0_hat: Tensor) -> None:
 
 
 def _take(x: Tensor, steps: Tensor) -> Tensor:
-    """x[b, steps[b, q]].  # (B, Q, ...)"""
+    """Return x[b, steps[b, q]].  # (B, Q, ...)"""
     return x[torch.arange(len(x), device=x.device)[:, None], steps]
 
 
 def cosine_similarity(x0_hat: Tensor, steps: Tensor) -> Tensor:
-    r"""[b, n, q] is the cosine between $\hat x_0$ of step n and of step `steps[b, q]` [SDPO Eq. 9].
+    r"""Return at [b, n, q] the cosine of $\hat x_0$ of step n and of step `steps[b, q]` [SDPO Eq. 9].
 
     Args:
         x0_hat: predictions, in latent space  # (B, T, ...)
@@ -66,7 +66,7 @@ def cosine_similarity(x0_hat: Tensor, steps: Tensor) -> Tensor:
 
 
 def anchor_step(x0_hat: Tensor) -> Tensor:
-    r"""The interior step least like the first and the last [SDPO Eq. 10],
+    r"""Return the interior step least like the first and the last [SDPO Eq. 10],
 
     $$\arg\min_{0 < n < T-1} \cos(\hat x_0^{(n)}, \hat x_0^{(0)}) + \cos(\hat x_0^{(n)}, \hat x_0^{(T-1)}),$$
 
@@ -88,7 +88,7 @@ def anchor_step(x0_hat: Tensor) -> Tensor:
 
 
 def query_steps(x0_hat: Tensor, strategy: Strategy = "adaptive", uniform: Tensor | None = None) -> Tensor:
-    """The steps whose rewards the strategy asks for, ascending in each row.
+    """Choose the steps whose rewards are queried, ascending in each row.
 
     Args:
         x0_hat: predictions  # (B, T, ...)
@@ -121,7 +121,7 @@ def query_steps(x0_hat: Tensor, strategy: Strategy = "adaptive", uniform: Tensor
 
 
 def predict_rewards(x0_hat: Tensor, steps: Tensor, rewards: Tensor, strategy: Strategy = "adaptive") -> Tensor:
-    r"""A reward for each step from the Q that were queried [SDPO Eq. 11],
+    r"""Predict a reward for each step from the Q that were queried [SDPO Eq. 11],
 
     $$\hat R_n = \frac{\sum_q \mathrm{Sim}_q^n\, R_q}{\sum_q \mathrm{Sim}_q^n}, \qquad \hat R_{n_q} = R_q,$$
 
@@ -162,7 +162,7 @@ def predict_rewards(x0_hat: Tensor, steps: Tensor, rewards: Tensor, strategy: St
 
 @dataclass(frozen=True)
 class DenseRewards:
-    """`rewards` of every step, the `steps` that were queried, and how many `queries` (reward calls) it took."""
+    """Hold the `rewards` of every step, the `steps` that were queried, and the number of `queries` (reward calls)."""
 
     rewards: Tensor  # (B, T)
     steps: Tensor  # (B, Q)
@@ -206,7 +206,7 @@ def dense_rewards(
 
 
 def discounted_returns(rewards: Tensor, gamma: float = 0.99) -> Tensor:
-    r"""$G_n = \sum_{k \ge 0} \gamma^k R_{n+k}$ [SDPO Eq. 13], in float32. gamma = 0: the rewards themselves.  # (B, T)
+    r"""Return $G_n = \sum_{k \ge 0} \gamma^k R_{n+k}$ [SDPO Eq. 13] in float32; for gamma = 0 the rewards.  # (B, T)
 
     Raises:
         ValueError: gamma outside [0, 1], or rewards that are not floats (B, T).

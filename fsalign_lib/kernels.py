@@ -1,4 +1,4 @@
-r"""One step of a few-step sampler as a Gaussian policy.
+r"""Define one step of a few-step sampler as a Gaussian policy.
 
 Steps are indexed n = 0, ..., N-1 in the order in which they are taken: step n leads from $t_n$ (`timesteps[n]`) to
 $t_{n+1}$. The papers count down: their $t_n \to t_{n-1}$ is step N - n here. In all three samplers the mean is
@@ -30,12 +30,12 @@ Reduction = Literal["mean", "sum"]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32, or in float64 if it is float64: half precision is too coarse for log-probs."""
+    """Bring x to float32, unless it is float64: half precision is too coarse for log-probs."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def reduce_dims(x: Tensor, reduction: Reduction, batch_dims: int = 1) -> Tensor:
-    """The mean ("mean", as in published code) or the sum ("sum", as printed) over all but the first `batch_dims`.
+    """Reduce all but the first `batch_dims`: by the mean ("mean", as in published code) or the sum ("sum", as printed).
 
     Raises:
         ValueError: an unknown reduction, or nothing left to reduce.
@@ -50,7 +50,7 @@ def reduce_dims(x: Tensor, reduction: Reduction, batch_dims: int = 1) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Kernel(ABC):
-    """What the three kernels share: `schedule`, a descending grid `timesteps` (N,), and the Gaussian step.
+    """Take Gaussian steps down a grid: `schedule`, `timesteps` (N,) descending, and what the three kernels share.
 
     Each method takes the step `n` as an int, or as a LongTensor (B,) with a step for each sample. `x`, `x_next` and
     `noise` are states (B, ...), `x0_hat` the predicted clean sample (B, ...).
@@ -73,7 +73,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def _coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """a, b and s of every step, each (N,) in float64."""
+        """Compute a, b and s of every step, each (N,) in float64."""
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,22 +85,22 @@ class Kernel(ABC):
 
     @property
     def x_weight(self) -> Tensor:
-        """a, the weight of the state in the mean.  # (N,) float64"""
+        """Return a, the weight of the state in the mean.  # (N,) float64"""
         return self._tables[0]
 
     @property
     def x0_weight(self) -> Tensor:
-        """b, the weight of x0_hat in the mean.  # (N,) float64"""
+        """Return b, the weight of x0_hat in the mean.  # (N,) float64"""
         return self._tables[1]
 
     @property
     def stds(self) -> Tensor:
-        """s, the standard deviation of each step.  # (N,) float64"""
+        """Return s, the standard deviation of each step.  # (N,) float64"""
         return self._tables[2]
 
     @cached_property
     def stochastic_steps(self) -> tuple[int, ...]:
-        """The steps that have a density, and so enter losses: those with std > 0."""
+        """List the steps that have a density, and so enter losses: those with std > 0."""
         return tuple(n for n, std in enumerate(self.stds.tolist()) if std > 0)
 
     def _at(self, table: Tensor, n: int | Tensor, x: Tensor | None = None) -> float | Tensor:
@@ -113,29 +113,29 @@ class Kernel(ABC):
         return values if x is None else values.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 1))
 
     def initial(self, noise: Tensor) -> Tensor:
-        """The state before step 0 from noise ~ N(0, I)."""
+        """Return the state before step 0 from noise ~ N(0, I)."""
         return noise
 
     def model_input(self, x: Tensor, n: int | Tensor) -> Tensor:
-        """The VP sample that the network sees for the state x."""
+        """Return the VP sample that the network sees for the state x."""
         return x
 
     def mean(self, x: Tensor, x0_hat: Tensor, n: int | Tensor) -> Tensor:
-        r"""$\mu_n = a_n\, x + b_n\, \hat x_0$.  # (B, ...)"""
+        r"""Return $\mu_n = a_n\, x + b_n\, \hat x_0$.  # (B, ...)"""
         return self._at(self.x_weight, n, x) * x + self._at(self.x0_weight, n, x) * x0_hat
 
     def std(self, n: int | Tensor) -> float | Tensor:
-        """s_n: a float, 0.0 at a deterministic step; for a LongTensor n (B,), float64 (B,)."""
+        """Return s_n, 0.0 at a deterministic step: a float, or float64 (B,) for a LongTensor n (B,)."""
         return self._at(self.stds, n)
 
     def sample(self, x: Tensor, x0_hat: Tensor, n: int | Tensor, noise: Tensor) -> Tensor:
-        r"""$x' = \mu_n + s_n z$ with $z$ = `noise` ~ N(0, I), of the caller's making.  # (B, ...)"""
+        r"""Return $x' = \mu_n + s_n z$, where the caller draws $z$ = `noise` ~ N(0, I).  # (B, ...)"""
         return self.mean(x, x0_hat, n) + self._at(self.stds, n, x) * noise
 
     def log_prob(
         self, x_next: Tensor, x: Tensor, x0_hat: Tensor, n: int | Tensor, reduction: Reduction = "mean"
     ) -> Tensor:
-        r"""The Gaussian log-density of a transition,
+        r"""Return the Gaussian log-density of a transition,
 
         $$\log p_\theta(x' | x, c) = -\frac{\|x' - \mu_n\|^2}{2 s_n^2} - D \log s_n - \frac{D}{2} \log 2\pi .$$
 
@@ -166,7 +166,7 @@ class Kernel(ABC):
     def kl(
         self, x: Tensor, x0_hat_p: Tensor, x0_hat_q: Tensor, n: int | Tensor, reduction: Reduction = "mean"
     ) -> Tensor:
-        r"""KL between two policies at the same state. They share $s_n$, so it is symmetric and the state cancels:
+        r"""Return the KL between two policies at one state. They share $s_n$, so it is symmetric and the state cancels:
 
         $$D_{KL}[p \,\|\, q] = \frac{\|\mu_p - \mu_q\|^2}{2 s_n^2}
           = \frac{b_n^2 \|\hat x_0^p - \hat x_0^q\|^2}{2 s_n^2}.$$
@@ -185,7 +185,7 @@ class Kernel(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Renoise(Kernel):
-    r"""[PSO Eq. 4] Predict the clean sample, then noise it afresh, as DMD2 and LCM do:
+    r"""Predict the clean sample, then noise it afresh, as DMD2 and LCM do [PSO Eq. 4]:
 
     $$x_{t_{n+1}} = \sqrt{\bar\alpha_{t_{n+1}}}\, \hat x_0 + \sqrt{1 - \bar\alpha_{t_{n+1}}}\, z .$$
 
@@ -200,7 +200,7 @@ class Renoise(Kernel):
 
 @dataclass(frozen=True, eq=False)
 class EulerAncestral(Kernel):
-    r"""[PSO Eq. 14] (corrected) The Euler ancestral sampler of Turbo. With $\sigma = \sigma_{t_n}$,
+    r"""Step as the Euler ancestral sampler of Turbo does, [PSO Eq. 14] corrected. With $\sigma = \sigma_{t_n}$,
     $\sigma' = \sigma_{t_{n+1}}$ and $r = \sigma'^2 / \sigma^2$,
 
     $$x' = x + \frac{x - \hat x_0}{\sigma} (\sigma_{down} - \sigma) + \sigma_{up}\, z, \qquad
@@ -225,17 +225,17 @@ class EulerAncestral(Kernel):
         return r, 1 - r, after * (1 - r).sqrt()
 
     def initial(self, noise: Tensor) -> Tensor:
-        r"""$x = \sigma_{t_0} z$, as the published sampler starts (not $\sqrt{\sigma_{t_0}^2 + 1}\, z$)."""
+        r"""Return $x = \sigma_{t_0} z$, as the published sampler starts (not $\sqrt{\sigma_{t_0}^2 + 1}\, z$)."""
         return float(self._sigmas[0]) * noise
 
     def model_input(self, x: Tensor, n: int | Tensor) -> Tensor:
-        r"""$x / \sqrt{\sigma_{t_n}^2 + 1}$."""
+        r"""Return $x / \sqrt{\sigma_{t_n}^2 + 1}$."""
         return self._at((self._sigmas[:-1] ** 2 + 1).rsqrt(), n, x) * x
 
 
 @dataclass(frozen=True, eq=False)
 class DDIM(Kernel):
-    r"""DDIM (Song et al. 2021, their Eqs. 12 and 16),
+    r"""Step as DDIM does (Song et al. 2021, their Eqs. 12 and 16),
 
     $$x' = \sqrt{\bar\alpha'}\, \hat x_0 + \sqrt{1 - \bar\alpha' - s^2}\, \epsilon + s z, \qquad
       s^2 = \eta^2\, \frac{1 - \bar\alpha'}{1 - \bar\alpha} \Big( 1 - \frac{\bar\alpha}{\bar\alpha'} \Big),$$
@@ -270,7 +270,7 @@ KERNELS = ("renoise", "euler-ancestral", "ddim")
 def build_kernel(
     name: str, schedule: NoiseSchedule, num_steps: int, *, timesteps: Tensor | None = None, eta: float = 1.0
 ) -> Kernel:
-    """The kernel of that name on its usual grid: "renoise" (DMD2's grid), "euler-ancestral" and "ddim" (trailing).
+    """Build a kernel by name on its usual grid: "renoise" (DMD2's grid), "euler-ancestral" or "ddim" (trailing).
 
     Args:
         timesteps: another grid of `num_steps` times, such as `lcm_timesteps(4)`  # (N,)

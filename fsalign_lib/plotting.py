@@ -1,4 +1,4 @@
-"""One figure style: fixed colours, fonts and size, PNG at 100 dpi at most. No pyplot state: every figure is returned.
+"""Draw figures in one style: fixed colours, fonts and size, PNG at 100 dpi at most, no pyplot state.
 
 Axes are drawn on by `learning_curve` and `density2d`; `new_figure` makes them, `save` writes them, `show` puts them
 into a notebook. A figure composed by hand looks the same after `use_style()`.
@@ -58,12 +58,12 @@ STYLE = {
 
 
 def use_style() -> None:
-    """Makes STYLE the default of the process, for figures that are composed by hand."""
+    """Make STYLE the default of the process, for figures that are composed by hand."""
     matplotlib.rcParams.update(STYLE)
 
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 3.2, height: float = 2.6, **kwargs):
-    """A figure in the style, with axes rows x columns of `width` x `height` inches each.
+    """Return a figure in the style, with axes rows x columns of `width` x `height` inches each.
 
     Returns:
         (Figure, Axes), or an array of Axes (rows, columns) for more than one; `kwargs` go to `Figure.subplots`.
@@ -82,7 +82,7 @@ def contact_sheet(
     rows: Sequence[str] = (),
     heads: Sequence[str] = (),
 ) -> Figure:
-    """Pictures in rows, left to right, each with its caption above it.
+    """Lay out pictures in rows, left to right, each with its caption above it.
 
     Args:
         images: in [0, 1]; values outside are clipped  # (B, 3, H, W)
@@ -119,7 +119,7 @@ def contact_sheet(
 
 
 def learning_curve(ax: Axes, steps: Sequence[float], values, label: str | None = None, color: str = "blue") -> Axes:
-    """A line over steps; for several runs their mean, with a band of one standard deviation.
+    """Draw a line over steps; for several runs their mean, with a band of one standard deviation.
 
     Args:
         steps: # (n,)
@@ -148,7 +148,7 @@ def density2d(
     color: str = "blue",
     title: str | None = None,
 ) -> Axes:
-    """An exact density as grey shades, and samples over it as dots; the limits are the grid's, the axes equal.
+    """Draw an exact density as grey shades and samples over it as dots, in the grid's limits, with equal axes.
 
     Args:
         log_density: points (n, 2) -> (n,); a constant does not matter
@@ -175,7 +175,7 @@ def density2d(
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes a PNG at 100 dpi without date or version in it: the same figure gives the same bytes."""
+    """Write a PNG at 100 dpi without date or version in it: the same figure gives the same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, format="png", metadata={"Software": None})
@@ -183,14 +183,14 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def save_pictures(figure: Figure, path: str | Path) -> None:
-    """Writes a contact sheet as a PNG of 255 colours, which takes a fraction of the bytes."""
+    """Write a contact sheet as a PNG of 255 colours, which takes a fraction of the bytes."""
     figure.savefig(path, dpi=110)
     with Image.open(path) as png:
         png.convert("RGB").quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def show(figure: Figure) -> None:
-    """Displays the figure as a PNG in a notebook."""
+    """Display the figure as a PNG in a notebook."""
     from IPython.display import Image as Shown  # only notebooks have IPython
     from IPython.display import display
 

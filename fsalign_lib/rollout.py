@@ -1,4 +1,4 @@
-r"""Trajectories of a model under a kernel, and the log-probs of their transitions.
+r"""Sample trajectories of a model under a kernel, and compute the log-probs of their transitions.
 
 A model is anything with `predict_x0(x_t, t, cond)`, t an int or a LongTensor (B,); `cond` is a tensor, batch
 first, or a `Conditioning`, which is indexed and repeated like one.
@@ -17,7 +17,7 @@ from fsalign_lib.models.conditioning import Cond
 
 @dataclass
 class Trajectory:
-    """A batch of trajectories of N steps, detached; states are in the kernel's coordinates.
+    """Hold a batch of trajectories of N steps, detached, with states in the kernel's coordinates.
 
     states[:, n] is the state before step n and states[:, n + 1] the one after; x0_hat[:, n] is what the network
     predicted at step n; log_prob[:, n] that of the transition, 0 at a deterministic step.
@@ -29,13 +29,13 @@ class Trajectory:
 
     @property
     def final(self) -> Tensor:
-        """The samples.  # (B, ...)"""
+        """Return the samples, the last states.  # (B, ...)"""
         return self.states[:, -1]
 
 
 def seeded_noise(run_seed: int, step: int, prompt_ids: Sequence[int] | Tensor, shape: tuple[int, ...], count: int):
-    """Standard normal noise that depends on (run, step, prompt) alone: not on who else is in the batch, how the batch
-    is split, or how many processes share it.
+    """Draw standard normal noise that depends on (run, step, prompt) alone: not on who else is in the batch, how the
+    batch is split, or how many processes share it.
 
     Args:
         step: the training step or round; use a value of its own (such as -1) for evaluation.
@@ -101,7 +101,7 @@ def rollout(
 def transition_log_probs(
     model, kernel: Kernel, x: Tensor, x_next: Tensor, steps: Tensor, cond: Cond, reduction: Reduction = "mean"
 ) -> Tensor:
-    r"""$\log p_\theta(x_{n+1} | x_n, c)$ of recorded transitions under the model as it is now, with its gradient.
+    r"""Return $\log p_\theta(x_{n+1} | x_n, c)$ of recorded transitions under the present model, with its gradient.
 
     All go through the network in one call, each with its own time. Call it under `model.reference()` and
     `torch.no_grad()` for the reference's log-probs.
@@ -139,7 +139,7 @@ def step_log_probs(
     steps: Sequence[int] | Tensor,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""`transition_log_probs` of steps of whole trajectories, folded into one batch, sample-major.
+    r"""Compute `transition_log_probs` of chosen steps of whole trajectories in one batch, sample-major.
 
     Args:
         steps: S step indices, each stochastic, in the order wanted; or a LongTensor (B, S) with each sample's own.

@@ -1,4 +1,4 @@
-r"""Noise levels: $\bar\alpha_t$, $\sigma_t$, the maps between eps, x0, v and score, VP and VE, and the few-step grids.
+r"""Define noise levels $\bar\alpha_t$ and $\sigma_t$, maps between eps, x0, v and score, VP and VE, and few-step grids.
 
 Time is the integer $t \in \{0, \dots, T-1\}$ of DDPM, $T = 1000$; $t = 999$ is the noisiest. In variance-preserving
 (VP) coordinates, those of every network here,
@@ -20,7 +20,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    r"""The noise schedule $\bar\alpha_t$, one float64 value for each $t$, decreasing.
+    r"""Hold the noise schedule $\bar\alpha_t$, one float64 value for each $t$, decreasing.
 
     Every method takes `t` as an int, or as a LongTensor (B,) with one time for each sample, and samples (B, ...).
     Coefficients are computed in float64 and rounded once, to the dtype of `x`.
@@ -45,7 +45,7 @@ class NoiseSchedule:
     def scaled_linear(
         cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS
     ) -> "NoiseSchedule":
-        r"""Stable Diffusion's: $\sqrt{\beta_t}$ is linear in $t$ and $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$.
+        r"""Build Stable Diffusion's: $\sqrt{\beta_t}$ is linear in $t$, $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$.
 
         This and `linear` are the only places where beta means a noise variance.
         """
@@ -56,7 +56,7 @@ class NoiseSchedule:
     def linear(
         cls, beta_start: float = 0.0001, beta_end: float = 0.02, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS
     ) -> "NoiseSchedule":
-        r"""DDPM's and PixArt's: $\beta_t$ is linear in $t$ and $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$."""
+        r"""Build DDPM's and PixArt's: $\beta_t$ is linear in $t$, $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$."""
         return cls(torch.cumprod(1 - torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64), 0))
 
     @property
@@ -72,7 +72,7 @@ class NoiseSchedule:
         return (1 - self.alpha_bar).sqrt()
 
     def _at(self, table: Tensor, t: int | Tensor, x: Tensor) -> float | Tensor:
-        """table[t], shaped to multiply x: a float for an int t, (B, 1, ..., 1) in x's dtype for a LongTensor t (B,)."""
+        """Return table[t] to multiply x by: a float for an int t, (B, 1, ..., 1) in x's dtype for LongTensor t (B,)."""
         self._check(t)
         if not isinstance(t, Tensor) or t.ndim == 0:
             return float(table[int(t)])
@@ -91,64 +91,64 @@ class NoiseSchedule:
             raise ValueError(f"t = {low if low < 0 else high} is outside this schedule: expected 0 <= t <= {last}")
 
     def sigma(self, t: int | Tensor) -> float | Tensor:
-        r"""$\sigma_t = \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}$, the VE noise level.  # float, or float64 (B,)"""
+        r"""Return the VE level $\sigma_t = \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}$.  # float, or float64 (B,)"""
         self._check(t)
         sigmas = self._noise / self._signal
         return sigmas.to(t.device)[t] if isinstance(t, Tensor) else float(sigmas[t])
 
     def nearest_t(self, sigma: float | Tensor) -> Tensor:
-        r"""The time whose VE noise level $\sigma_t$ is nearest to $\sigma$.  # LongTensor, of sigma's shape"""
+        r"""Return the time whose VE noise level $\sigma_t$ is nearest to $\sigma$.  # LongTensor, of sigma's shape"""
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         levels = (self._noise / self._signal).to(sigma.device)
         return (levels - sigma[..., None]).abs().argmin(-1)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-        r"""$x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$, a sample of $q(x_t | x_0)$."""
+        r"""Sample $q(x_t | x_0)$ as $x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$."""
         return self._at(self._signal, t, x0) * x0 + self._at(self._noise, t, x0) * eps
 
     def x0_from_eps(self, x_t: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-        r"""$x_0 = (x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon) / \sqrt{\bar\alpha_t}$."""
+        r"""Return $x_0 = (x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon) / \sqrt{\bar\alpha_t}$."""
         return (x_t - self._at(self._noise, t, x_t) * eps) / self._at(self._signal, t, x_t)
 
     def eps_from_x0(self, x_t: Tensor, x0: Tensor, t: int | Tensor) -> Tensor:
-        r"""$\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x_0) / \sqrt{1 - \bar\alpha_t}$."""
+        r"""Return $\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x_0) / \sqrt{1 - \bar\alpha_t}$."""
         return (x_t - self._at(self._signal, t, x_t) * x0) / self._at(self._noise, t, x_t)
 
     def score_from_eps(self, x_t: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-        r"""$\nabla_{x_t} \log p_t(x_t) = -\epsilon / \sqrt{1 - \bar\alpha_t}$ for eps the noise's posterior mean."""
+        r"""Return $\nabla_{x_t} \log p_t(x_t) = -\epsilon / \sqrt{1 - \bar\alpha_t}$, for the posterior mean eps."""
         return -eps / self._at(self._noise, t, x_t)
 
     def eps_from_score(self, x_t: Tensor, score: Tensor, t: int | Tensor) -> Tensor:
-        r"""$\epsilon = -\sqrt{1 - \bar\alpha_t}\, \nabla_{x_t} \log p_t(x_t)$."""
+        r"""Return $\epsilon = -\sqrt{1 - \bar\alpha_t}\, \nabla_{x_t} \log p_t(x_t)$."""
         return -self._at(self._noise, t, x_t) * score
 
     def score_from_x0(self, x_t: Tensor, x0: Tensor, t: int | Tensor) -> Tensor:
-        r"""$\nabla_{x_t} \log p_t(x_t) = (\sqrt{\bar\alpha_t}\, x_0 - x_t) / (1 - \bar\alpha_t)$ (Tweedie)."""
+        r"""Return $\nabla_{x_t} \log p_t(x_t) = (\sqrt{\bar\alpha_t}\, x_0 - x_t) / (1 - \bar\alpha_t)$ (Tweedie)."""
         return self.score_from_eps(x_t, self.eps_from_x0(x_t, x0, t), t)
 
     def x0_from_score(self, x_t: Tensor, score: Tensor, t: int | Tensor) -> Tensor:
-        r"""$x_0 = (x_t + (1 - \bar\alpha_t)\, \nabla_{x_t} \log p_t(x_t)) / \sqrt{\bar\alpha_t}$ (Tweedie)."""
+        r"""Return $x_0 = (x_t + (1 - \bar\alpha_t)\, \nabla_{x_t} \log p_t(x_t)) / \sqrt{\bar\alpha_t}$ (Tweedie)."""
         return self.x0_from_eps(x_t, self.eps_from_score(x_t, score, t), t)
 
     def v_from_x0(self, x_t: Tensor, x0: Tensor, t: int | Tensor) -> Tensor:
-        r"""$v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x_0$."""
+        r"""Return $v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x_0$."""
         eps = self.eps_from_x0(x_t, x0, t)
         return self._at(self._signal, t, x_t) * eps - self._at(self._noise, t, x_t) * x0
 
     def x0_from_v(self, x_t: Tensor, v: Tensor, t: int | Tensor) -> Tensor:
-        r"""$x_0 = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v$."""
+        r"""Return $x_0 = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v$."""
         return self._at(self._signal, t, x_t) * x_t - self._at(self._noise, t, x_t) * v
 
     def eps_from_v(self, x_t: Tensor, v: Tensor, t: int | Tensor) -> Tensor:
-        r"""$\epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v$."""
+        r"""Return $\epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v$."""
         return self._at(self._noise, t, x_t) * x_t + self._at(self._signal, t, x_t) * v
 
     def vp_to_ve(self, x_t: Tensor, t: int | Tensor) -> Tensor:
-        r"""$x_t / \sqrt{\bar\alpha_t} = x_0 + \sigma_t \epsilon$."""
+        r"""Return $x_t / \sqrt{\bar\alpha_t} = x_0 + \sigma_t \epsilon$."""
         return x_t / self._at(self._signal, t, x_t)
 
     def ve_to_vp(self, x: Tensor, t: int | Tensor) -> Tensor:
-        r"""$\sqrt{\bar\alpha_t}\, x = x / \sqrt{\sigma_t^2 + 1}$, the scaling in front of the network."""
+        r"""Return $\sqrt{\bar\alpha_t}\, x = x / \sqrt{\sigma_t^2 + 1}$, the scaling in front of the network."""
         return self._at(self._signal, t, x) * x
 
 
@@ -158,7 +158,7 @@ def _check_num_steps(num_steps: int, most: int, why: str) -> None:
 
 
 def renoise_timesteps(num_steps: int) -> Tensor:
-    r"""DMD2's grid, $t = k \cdot 1000 / N - 1$ for $k = N, \dots, 1$: 999, 749, 499, 249 for four steps.  # (N,)
+    r"""Return DMD2's grid, $t = k \cdot 1000 / N - 1$ for $k = N, \dots, 1$: 999, 749, 499, 249 for four steps.  # (N,)
 
     For an N that does not divide 1000 it rounds down.
     """
@@ -168,7 +168,7 @@ def renoise_timesteps(num_steps: int) -> Tensor:
 
 
 def trailing_timesteps(num_steps: int) -> Tensor:
-    """The "trailing" grid of diffusers (Turbo: 999, 749, 499, 249; DDIM with 50 steps: 999, 979, ..., 19).  # (N,)
+    """Return diffusers' "trailing" grid (Turbo: 999, 749, 499, 249; DDIM with 50 steps: 999, 979, ..., 19).  # (N,)
 
     It equals `renoise_timesteps` for an N that divides 1000, and rounds to the nearest for others.
     """
@@ -180,7 +180,7 @@ def trailing_timesteps(num_steps: int) -> Tensor:
 
 
 def lcm_timesteps(num_steps: int, origin_steps: int = 50) -> Tensor:
-    """The grid of diffusers' LCMScheduler: N of the `origin_steps` times that a latent consistency model was
+    """Return the grid of diffusers' LCMScheduler: N of the `origin_steps` times that a latent consistency model was
     distilled at, as evenly spaced in index as rounding down allows: 999, 759, 499, 259 for four steps.  # (N,)
     """
     T = NUM_TRAIN_TIMESTEPS

@@ -1,16 +1,18 @@
-"""A network that is exact for a Gaussian: data N(mean, std^2) for each latent value, whatever the prompt."""
+"""What is known exactly: a network for Gaussian data, the KL between cells, the Gaussian fitted to samples."""
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fsalign_lib.metrics.frechet import Gaussian, Moments
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.schedules import NoiseSchedule
 
 
 class GaussianNetwork(nn.Module):
-    """The posterior mean of the noise, where data are N(mean, exp(log_std)^2); both are trained."""
+    """The posterior mean of the noise for data N(mean, exp(log_std)^2), whatever the prompt; both are trained."""
 
     def __init__(self, mean: float, std: float, channels: int = 4):
         super().__init__()
@@ -45,3 +47,16 @@ def kl(mean: Tensor, std: Tensor, mean_ref: float, std_ref: float) -> float:
     mean, std = mean.detach(), std.detach()
     ratio = std / std_ref
     return float(0.5 * (ratio**2 + ((mean - mean_ref) / std_ref) ** 2 - 1) - ratio.log())
+
+
+def discrete_kl(p, q) -> float:
+    """The sum of p_i log(p_i / q_i) between probabilities."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.where(p > 0, p * (np.log(p) - np.log(q)), 0.0).sum())
+
+
+def fitted(features) -> Gaussian:
+    """The Gaussian with the mean and the unbiased covariance of feature rows."""
+    moments = Moments(features.shape[1])
+    moments.add(features)
+    return moments.gaussian()

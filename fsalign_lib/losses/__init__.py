@@ -1,1 +1,1 @@
-"""Objectives, one file a family: pure functions of tensors that never see a model."""
+"""Define objectives, one file a family: pure functions of tensors that never see a model."""

@@ -1,4 +1,4 @@
-"""What every loss asks of its inputs."""
+"""Check the inputs that every loss takes."""
 
 import math
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def check_positive(name: str, value: float) -> None:
 
 
 def for_each_step(name: str, values: Tensor, rows: Tensor) -> Tensor:
-    """`values` (B,), one a trajectory, or (B, S), one a step: detached, in a shape that broadcasts to `rows` (B, S).
+    """Detach `values` (B,), one a trajectory, or (B, S), one a step, in a shape that broadcasts to `rows` (B, S).
 
     Raises:
         ValueError: another shape, or not floats.
@@ -58,7 +58,7 @@ Diagnostics = dict[str, Tensor]
 
 
 def squared_error(a: Tensor, b: Tensor, reduction: Reduction = "mean", batch_dims: int = 1) -> Tensor:
-    r"""$\|a - b\|^2$ in float32: the "sum" over all dimensions but the first `batch_dims`, or their "mean" (over D).
+    r"""Return $\|a - b\|^2$ in float32: the "sum" over all but the first `batch_dims`, or the "mean" (over D).
 
     Returns (B,), or (B, S) for `batch_dims=2`.
     """

@@ -1,4 +1,4 @@
-r"""Distribution matching for a one-step generator: Diff-Instruct, DI++, SIM, SiD, DI*, and guidance as a reward.
+r"""Match distributions for a one-step generator: Diff-Instruct, DI++, SIM, SiD, DI*, and guidance as a reward.
 
 A generator (the student) makes $x_0 = g_\theta(z, c)$, and $x_t$ is that sample noised. An assistant $\psi$ is fitted
 to the student's samples with `assistant_loss`, so that its score $s_\psi$ is that of $p_{\theta,t}$; the reference
@@ -57,7 +57,7 @@ Distance = Literal["squared", "pseudo-huber"]
 def assistant_loss(
     prediction: Tensor, target: Tensor, weight: float | Tensor = 1.0, reduction: Reduction = "sum"
 ) -> Tensor:
-    r"""[DI++ Alg. 1] (scores), [DI++ Eq. C.2] (denoisers): fits the assistant to the student's own samples,
+    r"""Fit the assistant to the student's own samples, [DI++ Alg. 1] (scores) or [DI++ Eq. C.2] (denoisers),
 
     $$L(\psi) = \lambda(t)\, \| s_\psi(x_t|t,c) - \nabla_{x_t} \log p_t(x_t|x_0) \|^2
       \quad\text{or}\quad \lambda(t)\, \| d_\psi(x_t|t,c) - x_0 \|^2.$$
@@ -76,7 +76,7 @@ def assistant_loss(
 
 
 def edm_weight(sigma: float | Tensor, sigma_data: float = 0.5) -> float | Tensor:
-    r"""DI++ Eq. C.7: $\lambda(\sigma) = (\sigma^2 + \sigma_{data}^2) / (\sigma\, \sigma_{data})^2$, on denoisers."""
+    r"""Return DI++ Eq. C.7, $\lambda(\sigma) = (\sigma^2 + \sigma_{data}^2) / (\sigma\, \sigma_{data})^2$."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
@@ -87,7 +87,7 @@ def diff_instruct(
     weight: float | Tensor = 1.0,
     reduction: Reduction = "sum",
 ) -> tuple[Tensor, Diagnostics]:
-    r"""[DI++ Thm 3.5], [DI++ Eq. 3.10] without its reward: the integral KL of Diff-Instruct (arXiv 2305.18455),
+    r"""Compute the integral KL of Diff-Instruct (arXiv 2305.18455), [DI++ Thm 3.5], [DI++ Eq. 3.10] without its reward,
 
     $$L(\theta) = w(t)\, y_t^\top x_t, \qquad y_t = s_\psi(sg[x_t]|t,c) - \tilde s_{ref}(sg[x_t]|t,c),$$
 
@@ -112,7 +112,7 @@ def diff_instruct(
 
 
 def inverse_gap_weight(assistant: Tensor, reference: Tensor, offset: float = 1e-6) -> Tensor:
-    r"""[DI++ Eq. C.8]: $w = 1 / (\|d_\psi(x_t) - \tilde d_{ref}(x_t)\|_2 + o)$ on denoisers, detached.  # (B,)
+    r"""Return [DI++ Eq. C.8], $w = 1 / (\|d_\psi(x_t) - \tilde d_{ref}(x_t)\|_2 + o)$ on denoisers, detached.  # (B,)
 
     The paper has no offset $o$: 0/0 at the optimum. It depends on $x_t$, so it is no $w(t)$ of Thms 3.2 and 3.5: with
     it `diff_instruct` moves along $E[w(x_t)\, y_t^\top \partial x_t/\partial\theta]$, which is not the gradient of an
@@ -133,7 +133,7 @@ def sim(
     c: float | None = None,
     reduction: Reduction = "sum",
 ) -> tuple[Tensor, Diagnostics]:
-    r"""[DI* Eq. 3.4] without its reward (SIM, arXiv 2410.16794), with $y_t = s_\psi(x_t) - s_{ref}(x_t)$:
+    r"""Compute [DI* Eq. 3.4] without its reward (SIM, arXiv 2410.16794), with $y_t = s_\psi(x_t) - s_{ref}(x_t)$:
 
     $$L(\theta) = w(t)\, \{-d'(y_t)\}^\top \{ s_\psi(x_t) - \nabla_{x_t} \log p_t(x_t|x_0) \},$$
 
@@ -180,7 +180,7 @@ def sid(
     weight: float | Tensor = 1.0,
     reduction: Reduction = "sum",
 ) -> tuple[Tensor, Diagnostics]:
-    r"""SiD (arXiv 2404.04057), with $y_t = s_\psi(x_t) - s_{ref}(x_t)$:
+    r"""Compute the loss of SiD (arXiv 2404.04057), with $y_t = s_\psi(x_t) - s_{ref}(x_t)$:
 
     $$L(\theta) = w(t) \big[ (1 - \alpha) \|y_t\|^2
         - y_t^\top \{ s_\psi(x_t) - \nabla_{x_t} \log p_t(x_t|x_0) \} \big].$$
@@ -196,9 +196,9 @@ def sid(
 
 
 def guided(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> Tensor:
-    r"""[DI++ Eq. 3.5], DI* choice 2: $\tilde s_{ref} = s_\varnothing + \alpha_{cfg} (s_c - s_\varnothing)$.
+    r"""Guide by [DI++ Eq. 3.5], DI* choice 2: $\tilde s_{ref} = s_\varnothing + \alpha_{cfg} (s_c - s_\varnothing)$.
 
-    Of scores, or denoisers; nothing is detached. $\alpha_{cfg} = 1$ is no guidance; [DI++ Thm 3.3] calls it
+    Predictions are scores or denoisers; nothing is detached. $\alpha_{cfg} = 1$ is no guidance; [DI++ Thm 3.3] calls it
     $1 + 1/\beta$.
     """
     check_samples(conditional=conditional, unconditional=unconditional)
@@ -213,7 +213,7 @@ def guidance_reward(
     weight: float | Tensor = 1.0,
     reduction: Reduction = "sum",
 ) -> Tensor:
-    r"""[DI* Thm 3.2], [DI* Eq. 3.6], [DI* Eq. 3.7] (choice 1): guidance as a reward that no network computes,
+    r"""Turn guidance into a reward that no network computes, [DI* Thm 3.2], [DI* Eq. 3.6], [DI* Eq. 3.7] (choice 1),
 
     $$L(\theta) = -w(t)\, \{ s_{ref}(sg[x_t]|t,c) - s_{ref}(sg[x_t]|t,\varnothing) \}^\top x_t,$$
 
@@ -230,7 +230,7 @@ def guidance_reward(
 
 
 def reward_term(reward: Tensor, reward_scale: float) -> Tensor:
-    r"""[DI++ Eq. 3.10], [DI* Eq. 3.4]: $-\alpha_{rew}\, r(x_0, c)$, the batch mean, to be added to a reduced loss.
+    r"""Return $-\alpha_{rew}\, r(x_0, c)$ [DI++ Eq. 3.10], [DI* Eq. 3.4], the batch mean, to add to a reduced loss.
 
     Its gradient is $-\alpha_{rew} \nabla_{x_0} r\, \partial x_0/\partial\theta$; DI++'s Eqs. 3.3 and 3.7 miss the last
     factor. A reward on pictures is taken of the decoded latent, and its gradient must come back through
@@ -250,7 +250,7 @@ def reward_term(reward: Tensor, reward_scale: float) -> Tensor:
 
 
 def _difference_and_residual(assistant: Tensor, reference: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """y_t and s_psi - grad log p(x_t|x_0), with every graph that they came with."""
+    """Return y_t and s_psi - grad log p(x_t|x_0), with every graph that they came with."""
     check_samples(assistant=assistant, reference=reference, target=target)
     _require_graph("its input x_t", assistant=assistant, reference=reference)
     assistant = at_least_float32(assistant)
@@ -266,7 +266,7 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _average(values: Tensor, weight: float | Tensor) -> Tensor:
-    """The batch mean of w * values, (B,) -> ()."""
+    """Return the batch mean of w * values, (B,) -> ()."""
     if isinstance(weight, Tensor):
         if weight.shape not in ((), values.shape):
             raise ValueError(f"weight has shape {tuple(weight.shape)}: expected ({len(values)},), one a sample")

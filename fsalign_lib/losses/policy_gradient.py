@@ -1,4 +1,4 @@
-r"""Policy gradients for samplers (DDPO): the REINFORCE form, and the clipped importance-sampled one.
+r"""Take policy gradients for samplers (DDPO): in the REINFORCE form, and in the clipped importance-sampled one.
 
 A sampler's step is an action, $p_\theta(x_{n+1} | x_n, c)$ its policy, and the reward comes with the last picture. Both
 losses are surrogates: their value means nothing, their gradient is an estimate of $-\nabla_\theta E[R]$. Both take
@@ -25,7 +25,7 @@ from fsalign_lib.losses.common import Diagnostics, check_rows, for_each_step
 
 
 def ddpo_reinforce(logp: Tensor, advantage: Tensor, steps: Reduction = "sum") -> tuple[Tensor, Diagnostics]:
-    r"""DDPO, score-function form (DDPO_SF, [SDPO Eq. 6]): REINFORCE on denoising trajectories,
+    r"""Compute DDPO in its score-function form (DDPO_SF, [SDPO Eq. 6]): REINFORCE on denoising trajectories,
 
     $$L = -\frac1B \sum_b \sum_n A_b \log p_\theta(x_{n+1}^b | x_n^b, c_b).$$
 
@@ -46,7 +46,7 @@ def ddpo_reinforce(logp: Tensor, advantage: Tensor, steps: Reduction = "sum") ->
 def ddpo_clipped(
     logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float | None = 1e-4, steps: Reduction = "sum"
 ) -> tuple[Tensor, Diagnostics]:
-    r"""DDPO, importance-sampled form (DDPO_IS) with PPO's clip, for several updates on one set of trajectories,
+    r"""Compute DDPO_IS, importance-sampled with PPO's clip, for several updates on one set of trajectories,
 
     $$L = \frac1B \sum_b \sum_n \max\big( -A_b\, w_n^b,\; -A_b\, \mathrm{clip}(w_n^b, 1 - c, 1 + c) \big), \qquad
       w_n = \frac{p_\theta(x_{n+1} | x_n, c)}{p_{\theta'}(x_{n+1} | x_n, c)}.$$
@@ -88,7 +88,7 @@ def ddpo_clipped(
 
 
 def _over(terms: Tensor, steps: Reduction) -> Tensor:
-    """The batch mean of (B, S) terms, summed or averaged over the steps."""
+    """Return the batch mean of (B, S) terms, summed or averaged over the steps."""
     if steps not in ("sum", "mean"):
         raise ValueError(f'steps = {steps!r}: expected "sum" (as printed) or "mean" (as published code)')
     return terms.sum(1).mean() if steps == "sum" else terms.mean()

@@ -1,4 +1,4 @@
-r"""Pairwise preference objectives: Diffusion-DPO, D3PO, and PSO mixed, offline and online.
+r"""Learn from preferred pairs: Diffusion-DPO, D3PO, and PSO mixed, offline and online.
 
 Each is $-\log \sigma(\beta\, h)$, minimised, with $h$ a margin between the log-ratios of a winner (the papers' target
 $\tau$) and a loser (their reference sample $\rho$) against a frozen reference model ($p_{pre}$, $\pi_{ref}$).
@@ -34,7 +34,7 @@ from fsalign_lib.losses.common import Diagnostics, Steps, check_positive, check_
 def diffusion_dpo(
     err_w: Tensor, err_w_ref: Tensor, err_l: Tensor, err_l_ref: Tensor, beta: float, weight: float | Tensor = 1.0
 ) -> tuple[Tensor, Diagnostics]:
-    r"""[Diffusion-DPO Eq. 14] One sigmoid for each pair and time, on noise-prediction errors:
+    r"""Compute [Diffusion-DPO Eq. 14], one sigmoid for each pair and time, on noise-prediction errors:
 
     $$L = -\log \sigma\Big( -\beta\, \omega_t \big[
         (\|\epsilon^w - \epsilon_\theta\|^2 - \|\epsilon^w - \epsilon_{ref}\|^2)
@@ -55,7 +55,7 @@ def diffusion_dpo(
 def d3po(
     logp_w: Tensor, logp_w_ref: Tensor, logp_l: Tensor, logp_l_ref: Tensor, beta: float, clamp: float | None = None
 ) -> tuple[Tensor, Diagnostics]:
-    r"""D3PO: each denoising step is an action of its own, so one sigmoid for each pair and step,
+    r"""Compute D3PO, where each denoising step is an action of its own: one sigmoid for each pair and step,
 
     $$L = -\frac1S \sum_n \log \sigma\Big( \beta \log \frac{\pi_\theta(a_n^w | s_n^w)}{\pi_{ref}(a_n^w | s_n^w)}
         - \beta \log \frac{\pi_\theta(a_n^l | s_n^l)}{\pi_{ref}(a_n^l | s_n^l)} \Big).$$
@@ -80,7 +80,7 @@ def pso(
     weight: float | Tensor = 1.0,
     steps: Steps = "inside",
 ) -> tuple[Tensor, Diagnostics]:
-    r"""[PSO Eq. 5] Mixed PSO: data noised forward against samples of the current model,
+    r"""Compute mixed PSO [PSO Eq. 5]: data noised forward against samples of the current model,
 
     $$L = -\log \sigma\Big( -\beta \sum_n \Big[
         \omega_n \big( \|\epsilon^\tau - \epsilon_\theta\|^2 - \|\epsilon^\tau - \epsilon_{pre}\|^2 \big)
@@ -110,7 +110,7 @@ def pso(
 
 
 def pso_weights(kernel: Kernel, kind: Literal["printed", "exact"]) -> Tensor:
-    r"""[PSO Eq. 11] The weight $\omega_n$ that turns a difference of noise-prediction errors into one of KLs,
+    r"""Return the weight $\omega_n$ [PSO Eq. 11] that turns a difference of noise-prediction errors into one of KLs,
 
     $$D_{KL}[q(x_{n+1} | x_n, x_0) \,\|\, p_\theta(x_{n+1} | x_n, c)] = \omega_n \|\epsilon - \epsilon_\theta\|^2,
       \qquad \omega_n = \frac{b_n^2 \sigma_{t_n}^2}{2 s_n^2},$$
@@ -142,7 +142,7 @@ def pso_weights(kernel: Kernel, kind: Literal["printed", "exact"]) -> Tensor:
 def pso_offline(
     err_w: Tensor, err_w_ref: Tensor, err_l: Tensor, err_l_ref: Tensor, beta: float, steps: Steps = "inside"
 ) -> tuple[Tensor, Diagnostics]:
-    r"""[PSO Eq. 6] Offline PSO: both pictures of a pair are given, and both are noised forward to the few-step times,
+    r"""Compute offline PSO [PSO Eq. 6]: both pictures of a pair are given and noised forward to the few-step times,
 
     $$L = -\log \sigma\Big( -\beta \sum_n \big[
         (\|\epsilon^\tau - \epsilon_\theta\|^2 - \|\epsilon^\tau - \epsilon_{pre}\|^2)
@@ -162,7 +162,7 @@ def pso_offline(
 def pso_without_reference(
     err_w: Tensor, err_l: Tensor, beta: float, share: float = 0.1, margin: float = 1.0
 ) -> tuple[Tensor, Diagnostics]:
-    r"""PSO for concept customization (App. B.3): offline PSO without the reference model, in the published code's form,
+    r"""Compute PSO for concept customization (App. B.3): offline, without the reference, in the published code's form,
 
     $$L = \frac1S \sum_n \max\big(0,\; m - \beta\, [\, \kappa\, \|\epsilon^\rho - \epsilon_\theta\|^2
         - \|\epsilon^\tau - \epsilon_\theta\|^2 \,] \big).$$
@@ -199,7 +199,7 @@ def pso_online(
     clamp: float | None = None,
     steps: Steps = "inside",
 ) -> tuple[Tensor, Diagnostics]:
-    r"""[PSO Eq. 7] Online PSO: both trajectories are sampled from the model, and a reward says which one won,
+    r"""Compute online PSO [PSO Eq. 7]: both trajectories are sampled from the model, and a reward says which one won,
 
     $$L = -\log \sigma\Big( -\beta \sum_n \frac{1}{2 s_n^2} \big[
         (\|x_{n+1}^\tau - \mu_\theta\|^2 - \|x_{n+1}^\tau - \mu_{pre}\|^2)
@@ -224,7 +224,7 @@ def _ratio(theta: Tensor, reference: Tensor) -> Tensor:
 
 
 def _clamp(log_ratio: Tensor, clamp: float | None) -> tuple[Tensor, Tensor]:
-    """log clip(e^D, 1-c, 1+c) without the exponential, and the share of D outside."""
+    """Return log clip(e^D, 1-c, 1+c) without the exponential, and the share of D outside."""
     if clamp is None:
         return log_ratio, log_ratio.new_zeros(())
     low, high = math.log1p(-clamp), math.log1p(clamp)
@@ -233,7 +233,7 @@ def _clamp(log_ratio: Tensor, clamp: float | None) -> tuple[Tensor, Tensor]:
 
 
 def _logistic(margin: Tensor, beta: float, steps: Steps, clamped: Tensor | None = None) -> tuple[Tensor, Diagnostics]:
-    """The mean of -log sigmoid(beta h) over sigmoids, with h = margin (B, S) summed over the steps for "inside"."""
+    """Average -log sigmoid(beta h) over sigmoids, with h = margin (B, S) summed over the steps for "inside"."""
     if steps not in ("inside", "outside"):
         raise ValueError(f'steps = {steps!r}: expected "inside" (sum in the sigmoid) or "outside" (a sigmoid per step)')
     h = margin.sum(1) if steps == "inside" else margin

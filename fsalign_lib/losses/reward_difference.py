@@ -1,4 +1,4 @@
-r"""Reward difference learning: REBEL on whole trajectories, SDPO step by step.
+r"""Learn from differences of rewards: REBEL on whole trajectories, SDPO step by step.
 
 Two trajectories a and b of one prompt are sampled from the model $\theta'$. The regression asks that the difference of
 their log-ratios $\rho = \log p_\theta / p_{\theta'}$ be $\eta$ times the difference of what they earned:
@@ -42,7 +42,7 @@ def rebel(
     eta: float = 1.0,
     steps: Steps = "inside",
 ) -> tuple[Tensor, Diagnostics]:
-    r"""REBEL at trajectory level (Gao et al. 2024; [SDPO Eq. 7], corrected): the square of the sum over the steps,
+    r"""Compute REBEL on trajectories (Gao et al. 2024; [SDPO Eq. 7], corrected): the square of the sum over the steps,
 
     $$L = \Big( \frac1\eta \sum_n (\rho_n^a - \rho_n^b) - (R^a - R^b) \Big)^2.$$
 
@@ -88,8 +88,8 @@ def sdpo(
     weight: float | Tensor = 1.0,
     clip: float | None = 1e-4,
 ) -> tuple[Tensor, Diagnostics]:
-    r"""SDPO: a regression for each pair and step, the larger [SDPO Eq. 16] of unclipped [SDPO Eq. 14] and clipped
-    [SDPO Eq. 15],
+    r"""Compute SDPO: a regression for each pair and step, the larger [SDPO Eq. 16] of unclipped [SDPO Eq. 14] and
+    clipped [SDPO Eq. 15],
 
     $$L = \frac{1}{BS} \sum \max(l, \tilde l), \quad l = \big( w_n (\rho_n^a - \rho_n^b) - (A_n^a - A_n^b) \big)^2,
       \quad \tilde l = \big( w_n (\tilde\rho_n^a - \tilde\rho_n^b) - (A_n^a - A_n^b) \big)^2,$$
@@ -146,7 +146,7 @@ def sdpo(
 def importance_weights(
     num_steps: int, decay: float = 0.99, eta: float = 1.0, order: Literal["decaying", "reverse"] = "decaying"
 ) -> Tensor:
-    r"""SDPO's stepwise weights $w_n = \lambda^n / \eta$, n = 0 the noisiest step (the paper's $\lambda^{T-t-1}$).
+    r"""Return SDPO's weights $w_n = \lambda^n / \eta$, n = 0 the noisiest step (the paper's $\lambda^{T-t-1}$).
 
     They scale the log-ratio, not the loss: a smaller weight asks for a larger log-ratio, of $\Delta A\,\eta/\lambda^n$.
 
@@ -172,7 +172,7 @@ def importance_weights(
 
 
 def step_updates(steps: Tensor, keys: Tensor, kind: Updates = "shuffled") -> Tensor:
-    r"""Which steps of which pair enter which update: every step of every pair once an epoch.
+    r"""Choose which steps of which pair enter which update: every step of every pair once an epoch.
 
     "shuffled" (SDPO): S updates, each with one step of every pair, in an order of each pair's own; both trajectories
     of a pair share it. "sequential": the same without shuffling, all pairs at one step. "accumulated": one update with

@@ -1,1 +1,1 @@
-"""Metrics: intervals, divergences of densities, features, the Frechet distance, precision and recall."""
+"""Measure: intervals, divergences of densities, features, the Frechet distance, precision and recall."""

@@ -1,4 +1,4 @@
-"""Divergences of densities: Gaussians in closed form, histograms on a grid."""
+"""Measure divergences of densities: of Gaussians in closed form, of samples on a grid."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fsalign_lib.metrics.statistics import Array, Interval, as_array, quantiles
 
 
 def gaussian_kl(mean_p: Array, cov_p: Array, mean_q: Array, cov_q: Array) -> float:
-    r"""KL between Gaussians, with D the dimension:
+    r"""Return the KL between Gaussians, with D the dimension:
 
     $$D_{KL}[p \| q] = \tfrac12 \big( \mathrm{tr}(S_q^{-1} S_p) + (m_q - m_p)^\top S_q^{-1} (m_q - m_p) - D
       + \log |S_q| - \log |S_p| \big).$$
@@ -28,20 +28,20 @@ def gaussian_kl(mean_p: Array, cov_p: Array, mean_q: Array, cov_q: Array) -> flo
 
 @dataclass(frozen=True)
 class Grid:
-    """bins x bins equal square cells on [low, high]^2, cell (i, j) covering x_i, y_j; then one cell for all outside."""
+    """Divide [low, high]^2 into bins x bins equal squares, cell (i, j) covering x_i, y_j; one more cell is outside."""
 
     low: float = -3.0
     high: float = 3.0
     bins: int = 40
 
     def centers(self, refine: int = 1) -> Tensor:
-        """Centres of the cells, or of refine x refine parts of each, x-major.  # ((bins * refine)^2, 2) float64"""
+        """Return the cells' centres, or those of refine x refine parts of each.  # ((bins * refine)^2, 2), x-major"""
         edges = torch.linspace(self.low, self.high, self.bins * refine + 1, dtype=torch.float64)
         middle = (edges[1:] + edges[:-1]) / 2
         return torch.cartesian_prod(middle, middle)
 
     def probabilities(self, log_density: Callable[[Tensor], Tensor], normalise: bool = False, refine: int = 4):
-        r"""The exact probability of each cell, $\int_{cell} p(x)\,dx$, by the midpoint rule on refine^2 parts.
+        r"""Return the exact probability of each cell, $\int_{cell} p(x)\,dx$, by the midpoint rule on refine^2 parts.
 
         Args:
             log_density: $\log p$ at points (n, 2), (n,); the last cell gets what is missing to 1, at least 1e-12
@@ -57,7 +57,7 @@ class Grid:
         return np.append(cells, max(1 - cells.sum(), 1e-12))
 
     def counts(self, samples: Array) -> np.ndarray:
-        """How many samples (n, 2) fall into each cell.  # (bins^2 + 1,)"""
+        """Count the samples (n, 2) in each cell.  # (bins^2 + 1,)"""
         x = as_array(samples)
         if not np.isfinite(x).all():
             raise ValueError("samples have a value that is not finite")
@@ -67,18 +67,10 @@ class Grid:
         return np.bincount(index, minlength=self.bins**2 + 1)
 
 
-def discrete_kl(p: Array, q: Array) -> float:
-    r"""$\sum_i p_i \log(p_i / q_i)$ between probabilities; with more axes, the mean of it over the leading ones."""
-    p, q = as_array(p), as_array(q)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(p > 0, p * (np.log(p) - np.log(q)), 0.0)
-    return float(terms.sum(-1).mean())
-
-
 def histogram_kl(
     counts: Array, probabilities: Array, level: float = 0.95, resamples: int = 500, seed: int = 0
 ) -> Interval:
-    r"""KL on a grid from samples to an exact density, with its bootstrap interval:
+    r"""Estimate the KL on a grid from samples to an exact density, with its bootstrap interval:
 
     $$-\hat H - \sum_i \frac{n_i}{n} \log q_i, \qquad \hat H = \log n - \frac1n \sum_i n_i\, G(n_i),$$
 
@@ -91,7 +83,7 @@ def histogram_kl(
 
     Args:
         counts: $n_i$ from `Grid.counts`, or a row for each class: then the KLs are averaged  # (G,) or (C, G)
-        probabilities: $q_i$ from `Grid.probabilities`, likewise; positive wherever there are samples
+        probabilities: $q_i$ from `Grid.probabilities`, positive wherever there are samples  # (G,) or (C, G)
     """
     n, q = np.atleast_2d(as_array(counts)), np.atleast_2d(as_array(probabilities))
     if n.shape != q.shape:
@@ -109,7 +101,7 @@ def histogram_kl(
 
 
 def _counts_kl(counts: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """The estimate of `histogram_kl` for each row of counts (R, m), with q (m,)."""
+    """Estimate the KL of `histogram_kl` for each row of counts (R, m), with q (m,)."""
     total = counts.sum(1)
     steps = np.zeros(int(counts.max()) + 1)  # G(n) by summing its increments, from n = 1
     steps[1] = -np.euler_gamma - np.log(2)

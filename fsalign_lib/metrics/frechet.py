@@ -1,4 +1,4 @@
-r"""Frechet distance between sets of pictures from streamed moments: features are summed up, not kept.
+r"""Measure the Frechet distance between sets of pictures from streamed moments: features are summed, not kept.
 
 The mean and covariance of a reference set are computed once and kept in a file; pytorch-fid's .npz are read as well.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Gaussian(NamedTuple):
-    """Mean (D,) and unbiased covariance (D, D) of a feature set, float64; of how many samples, if that is known."""
+    """Hold a feature set's mean (D,) and unbiased covariance (D, D), float64, and its size where that is known."""
 
     mean: np.ndarray
     cov: np.ndarray
@@ -23,7 +23,7 @@ class Gaussian(NamedTuple):
 
 
 class Moments:
-    """Count, sum and sum of outer products of features, in float64; the sums of parts may be added."""
+    """Sum features and their outer products in float64, batch by batch."""
 
     def __init__(self, dimensions: int):
         self.count = 0
@@ -31,7 +31,7 @@ class Moments:
         self.products = np.zeros((dimensions, dimensions))
 
     def add(self, features: Tensor | np.ndarray) -> None:
-        """Features (n, D) more.
+        """Add features (n, D).
 
         Raises:
             ValueError: another D, or a value that is not finite.
@@ -45,7 +45,7 @@ class Moments:
         self.products += x.T @ x
 
     def gaussian(self) -> Gaussian:
-        """Raises a ValueError below 2 samples."""
+        """Return mean and covariance; raise a ValueError below 2 samples."""
         if self.count < 2:
             raise ValueError(f"{self.count} sample: a covariance needs 2 or more")
         mean = self.sum / self.count
@@ -54,9 +54,13 @@ class Moments:
 
 
 def gaussian_frechet(a: Gaussian, b: Gaussian) -> float:
-    r"""$\|m_a - m_b\|^2 + \mathrm{tr}\big( S_a + S_b - 2 (S_a^{1/2} S_b S_a^{1/2})^{1/2} \big)$, the squared
-    2-Wasserstein distance. The inner matrix is symmetric, so that eigenvalues do where others take the square root of
-    a general matrix; roundoff below zero is cut off."""
+    r"""Return the squared 2-Wasserstein distance of two Gaussians ("Frechet distance", as in FID):
+
+    $$\|m_a - m_b\|^2 + \mathrm{tr}\big( S_a + S_b - 2 (S_a^{1/2} S_b S_a^{1/2})^{1/2} \big).$$
+
+    Of fitted Gaussians it is biased upwards by about 1/n: compare equal sizes. The inner matrix is symmetric, so its
+    eigenvalues do, where others take the square root of a general matrix. Roundoff below zero is cut off.
+    """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features have {len(a.mean)} and {len(b.mean)} dimensions: use the same extractor for both")
     values, vectors = np.linalg.eigh(a.cov)
@@ -78,7 +82,7 @@ def save_statistics(path: Path, gaussian: Gaussian, extractor: str) -> None:
 
 
 def read_statistics(path: Path, extractor: str, dimensions: int) -> Gaussian:
-    """What `save_statistics` wrote, or an .npz of pytorch-fid with `mu` and `sigma`. Nothing is unpickled.
+    """Read what `save_statistics` wrote, or an .npz of pytorch-fid with `mu` and `sigma`. Nothing is unpickled.
 
     Raises:
         FileNotFoundError: no such file.

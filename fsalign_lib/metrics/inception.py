@@ -1,4 +1,4 @@
-"""The Inception-v3 whose pooled features FID is defined on, for pytorch-fid's published weights.
+"""Build the Inception-v3 whose pooled features FID is defined on, for pytorch-fid's published weights.
 
 FID's network is the TensorFlow graph of 2015-12-05, and not the Inception-v3 of today's model collections: its average
 pools leave the padding out of the mean, the last block pools by the maximum, and its classifier has 1008 classes. The
@@ -28,7 +28,7 @@ Step = tuple[int, Kernel] | tuple[int, Kernel, int]  # channels, kernel, stride
 
 
 class Conv(nn.Module):
-    """Convolution, batch normalisation, ReLU; padded to keep the size unless it strides or is asked not to."""
+    """Convolve, normalise by batch, apply ReLU; padding keeps the size unless it strides or is asked not to."""
 
     def __init__(self, channels: int, out: int, kernel: Kernel, stride: int = 1, padded: bool = True):
         super().__init__()
@@ -42,7 +42,7 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-    """Branches side by side, joined by channel: chains of convolutions, and one that begins with a pool.
+    """Join branches by channel: chains of convolutions, and one that begins with a pool.
 
     Args:
         branches: name -> its chain. A list in it, at the end, is a fork: its convolutions read the same input. In a
@@ -85,7 +85,7 @@ class Block(nn.Module):
 
 
 def _wide(channels: int, pooled: int) -> Block:
-    """35 x 35."""
+    """Build a block at 35 x 35."""
     return Block(
         channels,
         {
@@ -99,7 +99,7 @@ def _wide(channels: int, pooled: int) -> Block:
 
 
 def _crossed(c: int) -> Block:
-    """17 x 17: a 7x7 convolution as a row and a column."""
+    """Build a block at 17 x 17: each 7x7 convolution is a row and a column."""
     row, column = (1, 7), (7, 1)
     return Block(
         768,
@@ -114,7 +114,7 @@ def _crossed(c: int) -> Block:
 
 
 def _deep(channels: int, pool: str) -> Block:
-    """8 x 8: chains that end in a row and a column side by side."""
+    """Build a block at 8 x 8: chains end in a row and a column side by side."""
     fork = [(384, (1, 3)), (384, (3, 1))]
     return Block(
         channels,
@@ -129,7 +129,7 @@ def _deep(channels: int, pool: str) -> Block:
 
 
 class InceptionV3(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to FID's features (B, 2048)."""
+    """Map pictures (B, 3, H, W) in [0, 1] to FID's features (B, 2048)."""
 
     def __init__(self):
         super().__init__()
@@ -157,7 +157,7 @@ class InceptionV3(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures of any size are stretched to 299 x 299 without antialiasing, as pytorch-fid does."""
+        """Stretch pictures of any size to 299 x 299 without antialiasing, as pytorch-fid does, and return features."""
         x = 2 * F.interpolate(images, (SIZE, SIZE), mode="bilinear", align_corners=False) - 1
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, 2)
@@ -170,8 +170,8 @@ class InceptionV3(nn.Module):
 
 
 def load_inception(hub: str | Path | None = None) -> InceptionV3:
-    """FID's network with the published weights: from torch.hub's cache, which is filled where there is a network, or
-    from <hub>/pt_inception-2015-12-05-6726825d.pth.
+    """Load FID's network with the published weights: from torch.hub's cache, which a network fills, or from
+     <hub>/pt_inception-2015-12-05-6726825d.pth.
 
     Args:
         hub: a folder of downloads; None: the one that FSALIGN_HUB names, if any.
@@ -185,7 +185,7 @@ def load_inception(hub: str | Path | None = None) -> InceptionV3:
 
 
 def from_state(state: dict[str, Tensor], source: Path) -> InceptionV3:
-    """The network with the tensors of a file; older files have no counter in their batch normalisations."""
+    """Load the network with the tensors of a file; older files have no counter in their batch normalisations."""
     network = InceptionV3()
     counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
     kept = {k: v for k, v in state.items() if not k.startswith(UNUSED)}

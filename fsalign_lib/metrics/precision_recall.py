@@ -1,4 +1,4 @@
-r"""Improved precision and recall (Kynkaanniemi et al. 2019): which samples lie in the manifold of other samples?
+r"""Measure improved precision and recall (Kynkaanniemi et al. 2019): whether samples lie among other samples.
 
 The manifold of a set is taken to be the union of balls, one round each of its samples, that reach to the sample's k-th
 nearest neighbour in the set. Of generated and real features the precision is the share of the generated in the real
@@ -18,7 +18,7 @@ K = 3  # the paper's
 
 
 def in_manifold(points: Array, samples: Array, k: int = K) -> np.ndarray:
-    r"""$1\{\exists j: \|p_i - s_j\| \le \|s_j - NN_k(s_j)\|\}$ for each point, (n, D) and (m, D) -> (n,) bool.
+    r"""Return $1\{\exists j: \|p_i - s_j\| \le \|s_j - NN_k(s_j)\|\}$ for each point, (n, D) and (m, D) -> (n,) bool.
 
     $NN_k(s_j)$ is the k-th nearest of the other samples. Equal samples count as neighbours at distance 0.
 
@@ -37,5 +37,5 @@ def in_manifold(points: Array, samples: Array, k: int = K) -> np.ndarray:
 
 
 def square_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, D), (m, D) -> (n, m), as sums of squared differences, in which nearly equal features do not cancel."""
+    """Return (n, D), (m, D) -> (n, m) as sums of squared differences, in which nearly equal features do not cancel."""
     return np.stack([((row - b) ** 2).sum(1) for row in a])

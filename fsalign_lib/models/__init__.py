@@ -1,1 +1,1 @@
-"""Models: presets and their loading, the latent model, adapters, conditioning, exchanges with files and hubs."""
+"""Load and run published models: presets, the latent model, adapters, conditioning, files and hubs."""

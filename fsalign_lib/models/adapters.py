@@ -1,4 +1,4 @@
-"""Several adapters on one frozen network, of which a call uses one, or none.
+"""Put several adapters on one frozen network, of which a call uses one, or none.
 
 peft freezes the adapters that it switches off, and a weight that is frozen at the backward gets no gradient, without a
 word: a network that is called as three models before one backward would lose what the first call has to learn. And
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Adapters:
-    """Low-rank adapters of a network, by name.
+    """Keep low-rank adapters of a network, by name.
 
     Attributes:
         active: the one in use; None for the network as it was loaded.
@@ -30,7 +30,7 @@ class Adapters:
         self._parameters: list[nn.Parameter] = []
 
     def add(self, name: str, config: LoraConfig, seed: int) -> None:
-        """One more adapter, in float32, drawn from a seed of its own; it is the active one."""
+        """Add an adapter in float32, drawn from a seed of its own, and make it the active one."""
         with torch.random.fork_rng(), self._same_trained(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what is wanted
             torch.manual_seed(seed)
@@ -42,12 +42,12 @@ class Adapters:
         self._switch(name)
 
     def weights(self, name: str) -> dict[str, nn.Parameter]:
-        """Of one adapter, by their names in the network."""
+        """Return the parameters of one adapter, by their names in the network."""
         return {n: p for n, p in self.network.named_parameters() if n.endswith(f".{name}.weight") and "lora_" in n}
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[None]:
-        """Within it the network has that adapter. What is frozen stays frozen, what is trained stays trained."""
+        """Use that adapter within the block. Frozen weights stay frozen, trained ones stay trained."""
         before = self.active
         if name == before:
             yield
@@ -74,7 +74,7 @@ class Adapters:
             p.requires_grad_(requires_grad)
 
     def checkpoint(self, module: nn.Module, *args) -> Tensor:
-        """Gradient checkpointing whose second forward has the adapter of the first."""
+        """Checkpoint gradients so that the second forward uses the adapter of the first."""
         name = self.active
 
         def forward(*args):

@@ -1,4 +1,4 @@
-r"""What a latent diffusion network is conditioned on: text encoders, and the batch that they make of prompts.
+r"""Encode prompts into what a latent diffusion network is conditioned on.
 
 | class | encoders | a batch `cond` | no prompt |
 | --- | --- | --- | --- |
@@ -21,7 +21,7 @@ CHUNK = 32  # prompts encoded at a time where all hidden states are kept
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Text embeddings and what else a network wants, batch first; indexed and repeated as one tensor would be."""
+    """Hold text embeddings and what else a network wants, batch first; index and repeat it as one tensor."""
 
     text: Tensor  # (B, L, D)
     extra: dict[str, Tensor]  # each (B, ...)
@@ -36,7 +36,7 @@ class Conditioning:
         return self._map(lambda x: x[rows])
 
     def repeat_interleave(self, repeats: int, dim: int = 0) -> "Conditioning":
-        """Each row `repeats` times, one after the other.
+        """Repeat each row `repeats` times, one after the other.
 
         Raises:
             ValueError: dim is not 0, the batch.
@@ -53,12 +53,12 @@ Cond = Tensor | Conditioning
 
 
 def stack(rows: Sequence[Cond]) -> Cond:
-    """A batch of rows without a batch dimension, such as `cond[i]`."""
+    """Stack rows without a batch dimension, such as `cond[i]`, into a batch."""
     return _join(torch.stack, rows)
 
 
 def cat(batches: Sequence[Cond]) -> Cond:
-    """Batches one after the other."""
+    """Concatenate batches."""
     return _join(torch.cat, batches)
 
 
@@ -77,7 +77,7 @@ def _tokens(tokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
 
 
 class ClipText:
-    """One CLIP text encoder: Stable Diffusion's."""
+    """Encode prompts with one CLIP text encoder, as Stable Diffusion does."""
 
     # By name: importing a pipeline takes seconds, and warns where torchvision is missing.
     pipeline, network = "StableDiffusionPipeline", "unet"
@@ -87,24 +87,24 @@ class ClipText:
         self.modules = (encoder,)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """The last hidden state, after the final layer norm.  # (B, L, D)"""
+        """Return the last hidden state, after the final layer norm.  # (B, L, D)"""
         return self.encoder(_tokens(self.tokenizer, prompts, self.encoder.device))[0]
 
     def null(self) -> Tensor:
-        """What stands for no prompt, in classifier-free guidance.  # (1, L, D)"""
+        """Encode the empty prompt that classifier-free guidance compares with.  # (1, L, D)"""
         return self.encode([""])
 
     def inputs(self, cond: Tensor) -> dict:
         return {"encoder_hidden_states": cond}
 
     def components(self) -> dict:
-        """Its parts in a diffusers pipeline, and those that such a pipeline is left without."""
+        """Return its parts of a diffusers pipeline by name, and the settings of those that it lacks."""
         absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return {"text_encoder": self.encoder, "tokenizer": self.tokenizer} | absent
 
 
 class TwoClipText:
-    """SDXL's two CLIP text encoders and its micro-conditioning.
+    """Encode prompts with SDXL's two CLIP text encoders, and add its micro-conditioning.
 
     Args:
         encoders: a CLIPTextModel, and a CLIPTextModelWithProjection, which also gives the pooled embedding.
@@ -120,8 +120,9 @@ class TwoClipText:
         self.time_ids = torch.tensor([[image_size, image_size, 0, 0, image_size, image_size]], dtype=torch.float32)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """text (B, L, D1 + D2), text_embeds (B, P), and time_ids (B, 6): original height and width, the crop's top and
-        left, target height and width."""
+        """Return text (B, L, D1 + D2), text_embeds (B, P) and time_ids (B, 6).
+
+        The time_ids are original height and width, the crop's top and left, and target height and width."""
         return cat([self._encode(prompts[i : i + CHUNK]) for i in range(0, len(prompts), CHUNK)])
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -133,7 +134,7 @@ class TwoClipText:
         return Conditioning(torch.cat(texts, -1), {"text_embeds": out.text_embeds, "time_ids": time_ids})
 
     def null(self) -> Conditioning:
-        """What stands for no prompt, in classifier-free guidance; the sizes are those asked for all the same."""
+        """Encode the empty prompt that classifier-free guidance compares with; its sizes are those asked for."""
         null = self.encode([""])
         if not self.zero_null:
             return null
@@ -144,7 +145,7 @@ class TwoClipText:
         return {"encoder_hidden_states": cond.text, "added_cond_kwargs": cond.extra}
 
     def components(self) -> dict:
-        """Its parts in a diffusers pipeline."""
+        """Return its parts of a diffusers pipeline by name."""
         return {
             "text_encoder": self.modules[0],
             "text_encoder_2": self.modules[1],
@@ -155,7 +156,7 @@ class TwoClipText:
 
 
 class T5Text:
-    """PixArt-alpha's T5 encoder: 120 tokens, whose padding the network does not see.
+    """Encode prompts with PixArt-alpha's T5: 120 tokens, whose padding the network does not see.
 
     Prompts are lower-cased, as in diffusers' pipeline with clean_caption=False.
     """
@@ -167,7 +168,7 @@ class T5Text:
         self.modules = (encoder,)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """text (B, 120, D), and mask (B, 120): 1 for a token, 0 for padding."""
+        """Return text (B, 120, D), and mask (B, 120): 1 for a token, 0 for padding."""
         return cat([self._encode(prompts[i : i + CHUNK]) for i in range(0, len(prompts), CHUNK)])
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -182,7 +183,7 @@ class T5Text:
         return Conditioning(text, {"mask": tokens.attention_mask})
 
     def null(self) -> Conditioning:
-        """What stands for no prompt, in classifier-free guidance."""
+        """Encode the empty prompt that classifier-free guidance compares with."""
         return self.encode([""])
 
     def inputs(self, cond: Conditioning) -> dict:
@@ -194,5 +195,5 @@ class T5Text:
         }
 
     def components(self) -> dict:
-        """Its parts in a diffusers pipeline."""
+        """Return its parts of a diffusers pipeline by name."""
         return {"text_encoder": self.encoder, "tokenizer": self.tokenizer}

@@ -1,5 +1,6 @@
-r"""What latent consistency models (LCM, Luo et al. 2023) have beside an ordinary network: an embedded guidance weight,
-and the boundary condition of their consistency function. Their grid is `schedules.lcm_timesteps`.
+r"""Give latent consistency models (LCM, Luo et al. 2023) their embedded guidance weight and their boundary condition.
+
+Their grid is `schedules.lcm_timesteps`.
 """
 
 import math
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 def guidance_embedding(guidance_scale: float, dim: int) -> Tensor:
-    r"""The embedding of the guidance weight that a consistency model takes in place of classifier-free guidance.
+    r"""Embed the guidance weight, which a consistency model takes in place of classifier-free guidance.
 
     With diffusers' guidance scale $g$ (1 is none), the paper's weight is $w = g - 1$ (LCM, Luo et al. 2023, Eq. 9:
     $\epsilon = \epsilon_c + w (\epsilon_c - \epsilon_\varnothing)$). The embedding has, for i = 0..dim/2 - 1, the
@@ -25,7 +26,7 @@ def guidance_embedding(guidance_scale: float, dim: int) -> Tensor:
 
 
 def boundary_scalings(t: int | Tensor, timestep_scaling: float, x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""A consistency function's boundary condition (LCM, Luo et al. 2023): with $s$ = `timestep_scaling` and
+    r"""Scale a consistency function at its boundary (LCM, Luo et al. 2023): with $s$ = `timestep_scaling` and
     $\sigma = 0.5$, $c_{skip} = \sigma^2 / ((s t)^2 + \sigma^2)$ and $c_{out} = s t / \sqrt{(s t)^2 + \sigma^2}$.
 
     Returns:

@@ -1,4 +1,4 @@
-r"""A VP network in the form of EDM (Karras et al. 2022), as DI++ App. C uses PixArt-alpha.
+r"""Use a VP network in the form of EDM (Karras et al. 2022), as DI++ App. C uses PixArt-alpha.
 
 A noisy sample is $x = x_0 + \sigma \epsilon$ with any $\sigma$. The network $F$ knows 1000 noise levels of its own
 schedule and is called at the nearest; for PixArt's they go from 0.01 to 157.4 (DI++ prints 156.6155, the middle of
@@ -14,7 +14,7 @@ SIGMA_INIT = 2.5  # DI++ App. C and Diff-Instruct: the noise level of the one-st
 
 
 def denoise(model, x: Tensor, sigma: float | Tensor, cond: Cond) -> Tensor:
-    r"""DI++ Eq. C.10, the preconditioning that EDM calls iDDPM + DDIM:
+    r"""Denoise by DI++ Eq. C.10, the preconditioning that EDM calls iDDPM + DDIM:
 
     $$D_\theta(x; \sigma) = x - \sigma F_\theta\big(x / \sqrt{\sigma^2 + 1},\; t(\sigma)\big), \qquad
       t(\sigma) = \arg\min_t |\sigma_t - \sigma| .$$

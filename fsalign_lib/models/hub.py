@@ -1,4 +1,4 @@
-"""Published files: from which commit each is, where it lies, and how it is got.
+"""Find published files: the commit of each, where it lies, and how to get it.
 
 Models and rewards share one layout: <hub>/<owner>/<repository>/<file>, and <hub>/<file> for a plain download. The
 environment variable FSALIGN_HUB, or the argument `hub` of `models.load` and `load_reward`, names that folder; without
@@ -46,7 +46,7 @@ SKIPPED = "*.fp16.*"  # half-precision doubles of files that are read in full
 
 @dataclass(frozen=True)
 class Download:
-    """A file at a plain address."""
+    """Name a file at a plain address."""
 
     url: str
     sha256: str
@@ -55,7 +55,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where one model or reward finds its files.
+    """Find the files of one model or reward.
 
     Attributes:
         reader: what needs them, for messages: "model 'sd-turbo'".
@@ -67,12 +67,12 @@ class Hub:
 
     @classmethod
     def of(cls, reader: str, folder: str | Path | None = None) -> "Hub":
-        """The given folder, or FSALIGN_HUB's, or none."""
+        """Build the hub of the given folder, or of FSALIGN_HUB's, or of none."""
         folder = folder or os.environ.get("FSALIGN_HUB")
         return cls(reader, Path(folder) if folder else None)
 
     def fetch(self, repository: str, files: Sequence[str], wanted: Sequence[str] = ()) -> Path:
-        """The folder that holds a repository's files.
+        """Return the folder that holds a repository's files.
 
         Args:
             files: which must be there, by name.
@@ -127,7 +127,7 @@ class Hub:
             ) from None
 
     def how_to_get(self, repository: str, asked: Sequence[str]) -> str:
-        """What to run, for files or patterns of a repository, and where to put what it fetches."""
+        """Say which command fetches files or patterns of a repository, and where to put them."""
         if any("*" in file for file in asked):  # hf takes names, or patterns, not both
             chosen = [word for file in asked for word in ("--include", file)] + ["--exclude", SKIPPED]
         else:
@@ -141,7 +141,7 @@ class Hub:
         return f"where there is a network run `{command}`, bring HUB here and set FSALIGN_HUB=HUB"
 
     def download(self, file: Download) -> Path:
-        """The path of a plain download.
+        """Return the path of a plain download.
 
         Raises:
             FileNotFoundError: it is missing and cannot be fetched. ValueError: what was fetched is another file.

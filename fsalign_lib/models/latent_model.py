@@ -1,4 +1,4 @@
-r"""Latent diffusion models in diffusers' own classes, behind the few methods that kernels, losses and loops need.
+r"""Put latent diffusion models of diffusers' classes behind the few methods that kernels, losses and loops need.
 
 Whatever a network predicts (noise, v or the clean sample), whatever it is conditioned on (see `conditioning`), and
 whatever the guidance, is settled here: callers see `predict_x0` and `predict_eps`. `models.load` makes one.
@@ -36,7 +36,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class LatentModel:
-    """UNet (or transformer), VAE, text encoders and noise schedule as one model (see `models.load`).
+    """Hold UNet (or transformer), VAE, text encoders and noise schedule as one model (see `models.load`).
 
     Attributes:
         name: what `load` was given. kernel: the name of its usual sampler (see `sampler`).
@@ -92,7 +92,7 @@ class LatentModel:
         return self
 
     def sampler(self, num_steps: int, kernel: str | None = None, eta: float = 1.0) -> Kernel:
-        """A kernel on the times that this model was made for.
+        """Build a kernel on the times that this model was made for.
 
         Args:
             kernel: another than the model's own; one of `kernels.KERNELS`.
@@ -114,7 +114,7 @@ class LatentModel:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
-        """Prompts as the network is conditioned on them, each encoded once in the model's life.
+        """Encode prompts as the network is conditioned on them, each once in the model's life.
 
         Returns:
             text embeddings (B, L, D), or for SDXL a `Conditioning`, in the text encoder's precision.
@@ -131,13 +131,13 @@ class LatentModel:
 
     @torch.no_grad()
     def null(self, batch: int) -> Cond:
-        """The condition of no prompt, `batch` times."""
+        """Return the condition of no prompt, `batch` times."""
         if None not in self._embeddings:
             self._embeddings[None] = self.text.null()[0]
         return stack([self._embeddings[None]] * batch)
 
     def _forward(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
-        """One call of the network, in its precision; the output is in that of x_t."""
+        """Call the network once in its precision; return the output in that of x_t."""
         network = self.frozen_copy if self._in_reference and self.frozen_copy is not None else self.network
         inputs = self.text.inputs(cond.to(self.dtype))
         if self.embeds_guidance:
@@ -149,7 +149,7 @@ class LatentModel:
         return out[:, : x_t.shape[1]].to(x_t.dtype)  # PixArt also predicts a variance
 
     def _predict(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
-        """The network's own output, with guidance; its two halves go through the network together."""
+        """Return the network's own output, with guidance, whose two halves go through the network together."""
         if self.guidance_scale == 1 or self.embeds_guidance:
             return self._forward(x_t, t, cond)
         both_t = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
@@ -158,7 +158,7 @@ class LatentModel:
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def predict_x0(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
-        r"""The predicted clean latent of a VP sample x_t at time t, an int or a LongTensor (B,).  # (B, C, h, w)
+        r"""Predict the clean latent of a VP sample x_t at time t, an int or a LongTensor (B,).  # (B, C, h, w)
 
         For a model with an LCMScheduler it is $c_{skip}(t)\, x_t + c_{out}(t)\, \hat x_0$, the consistency function.
         """
@@ -173,7 +173,7 @@ class LatentModel:
         return c_skip * x_t + c_out * out
 
     def predict_eps(self, x_t: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
-        """The predicted noise of a VP sample x_t at time t, an int or a LongTensor (B,).  # (B, C, h, w)"""
+        """Predict the noise of a VP sample x_t at time t, an int or a LongTensor (B,).  # (B, C, h, w)"""
         out = self._predict(x_t, t, cond)
         if self.prediction_type == "epsilon":
             return out
@@ -181,7 +181,7 @@ class LatentModel:
         return convert(x_t, out, t)
 
     def decode(self, latents: Tensor, through_clamp: bool = False) -> Tensor:
-        """Pictures in [0, 1], differentiable.  # (B, 3, H, W)
+        """Decode latents to pictures in [0, 1], differentiably.  # (B, 3, H, W)
 
         Args:
             through_clamp: what the decoder gives outside [0, 1] is clamped, and such a value has no gradient; with
@@ -194,12 +194,12 @@ class LatentModel:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents (posterior means, scaled to unit variance) of pictures in [0, 1].  # (B, C, h, w)"""
+        """Encode pictures in [0, 1] to posterior means, scaled to unit variance.  # (B, C, h, w)"""
         posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
         return posterior.mean.float() * self.vae.config.scaling_factor
 
     def with_network(self, unet: nn.Module) -> "LatentModel":
-        """A model like this one, untrained, with another network; VAE and text encoders are shared.
+        """Return an untrained model with another network, which shares VAE and text encoders with this one.
 
         Args:
             unet: of this one's class. With this one's own, the two models share the network and its adapters.
@@ -262,7 +262,7 @@ class LatentModel:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Within it the model is the frozen reference: the network as it was loaded."""
+        """Make the model the frozen reference within the block: the network as it was loaded."""
         self._in_reference = True
         try:
             yield
@@ -270,7 +270,7 @@ class LatentModel:
             self._in_reference = False
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The trained weights, whole and on the CPU. Under FSDP each process holds a part: all must call it."""
+        """Return the trained weights, whole and on the CPU. Under FSDP each process holds a share: all must call it."""
         trained = self.trained_parameters().items()
         whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained}
         return {name: p.detach().cpu().contiguous() for name, p in whole.items()}
@@ -337,11 +337,11 @@ class LatentModel:
                 p.copy_(tensors[name])
 
     def sampling(self) -> dict[str, Any]:
-        """How a model that knows only certain times is sampled: `presets.Preset`'s fields of the same names."""
+        """Return how a model that knows only certain times is sampled: fields of `presets.Preset`."""
         return {"kernel": self.kernel, "timesteps": self.timesteps, "guidance": self.guidance_scale}
 
     def merged_network(self) -> nn.Module:
-        """A copy of the network with the trained weights merged in."""
+        """Copy the network and merge the trained weights in."""
         unet = copy.deepcopy(self.unet)
         if self.adapter is not None:
             unet.fuse_lora(adapter_names=[self.adapter])
@@ -365,12 +365,12 @@ class LatentModel:
 
 
 def vae_factor(vae: nn.Module) -> int:
-    """Pixels a latent, along each side."""
+    """Return the pixels a latent covers, along each side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def fingerprint(network: nn.Module) -> str:
-    """A hash over names, shapes and some values of the weights: tells models of the same shape apart."""
+    """Hash names, shapes and some values of the weights, which tells models of the same shape apart."""
     digest = hashlib.sha256()
     for name, p in sorted(network.named_parameters()):
         digest.update(f"{name}{tuple(p.shape)}".encode())

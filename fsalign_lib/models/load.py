@@ -1,4 +1,4 @@
-"""Loading models: presets by name, and pipeline folders, in diffusers' and transformers' classes.
+"""Load models in diffusers' and transformers' classes: presets by name, and pipeline folders.
 
 `load(name)` takes a preset ("pocket-turbo", see `presets`) or a folder in diffusers' pipeline layout. The LoRA of a
 preset can be put on another teacher: `load("pocket-lcm", network=teacher.merged_network())`.
@@ -64,7 +64,7 @@ def load(
 
 
 def _find(name: str, hub: Hub) -> tuple[Preset, Path]:
-    """The preset of a name, or of a pipeline folder, and the folder that holds the pipeline.
+    """Find the preset of a name or of a pipeline folder, and the folder that holds the pipeline.
 
     Raises:
         ValueError: an unknown name. FileNotFoundError: see `Hub.fetch`; or a part of the pipeline is missing.
@@ -99,7 +99,7 @@ def _find(name: str, hub: Hub) -> tuple[Preset, Path]:
 
 
 def _sampling(path: Path) -> dict[str, Any]:
-    """How a folder's model is sampled, if that is written down (see `LatentModel.save_pretrained`).
+    """Read how a folder's model is sampled, if that is written down (see `LatentModel.save_pretrained`).
 
     Raises:
         ValueError: it does not say what is expected.
@@ -122,7 +122,7 @@ def _branch(preset: Preset, part: str) -> str:
 
 
 def unet_from_file(config: Path, weights: Path, dtype: torch.dtype) -> nn.Module:
-    """A UNet of the configuration in a folder with the weights of one file, as DMD2 publishes them."""
+    """Load a UNet from a folder with its configuration and a file with its weights, as DMD2 publishes them."""
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(diffusers.UNet2DConditionModel.load_config(config))
     state = {key: value.to(dtype) for key, value in read_tensors(weights).items()}
@@ -151,7 +151,7 @@ def merge_lora(unet: nn.Module, weights: Path) -> None:
 
 
 def _published(source: str | Path, hub: Hub) -> Path:
-    """The file or folder that a preset's source names.
+    """Fetch the file or folder that a preset's source names.
 
     Raises:
         FileNotFoundError: see `Hub.fetch`; or a file that is named by its path is missing.
@@ -165,7 +165,7 @@ def _published(source: str | Path, hub: Hub) -> Path:
 
 
 def _network(preset: Preset, root: Path, hub: Hub, dtype: torch.dtype) -> nn.Module:
-    """The UNet or transformer: the pipeline's, or another repository's, or one file's."""
+    """Load the UNet or transformer: the pipeline's, or another repository's, or one file's."""
     kind = diffusers.UNet2DConditionModel
     if (root / "transformer").is_dir():
         return load_pretrained(diffusers.PixArtTransformer2DModel, root / "transformer", dtype)
@@ -180,20 +180,20 @@ def _network(preset: Preset, root: Path, hub: Hub, dtype: torch.dtype) -> nn.Mod
 
 
 def _copy(name: str, network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A frozen copy of a UNet without adapters."""
+    """Copy a UNet without adapters, frozen."""
     if any("lora_" in key for key, _ in network.named_parameters()):
         raise ValueError(f"model {name!r}: the network given has adapters: give LatentModel.merged_network() of it")
     return copy.deepcopy(network).to(dtype)
 
 
 def _vae(preset: Preset, root: Path, hub: Hub, dtype: torch.dtype) -> nn.Module:
-    """The autoencoder: the pipeline's, or another repository's."""
+    """Load the autoencoder: the pipeline's, or another repository's."""
     folder = root / "vae" if preset.vae is None else _published(preset.vae, hub)
     return load_pretrained(diffusers.AutoencoderKL, folder, dtype)
 
 
 def _text(name: str, root: Path, config: dict, image_size: int, dtype: torch.dtype) -> ClipText | TwoClipText | T5Text:
-    """The text encoders of a pipeline folder: those that the network's configuration calls for."""
+    """Load the text encoders of a pipeline folder: those that the network's configuration calls for."""
     if config["_class_name"] == "PixArtTransformer2DModel":
         encoder = load_pretrained(transformers.T5EncoderModel, root / "text_encoder", dtype)
         return T5Text(encoder, transformers.T5Tokenizer.from_pretrained(root / "tokenizer"))
@@ -216,7 +216,7 @@ def _text(name: str, root: Path, config: dict, image_size: int, dtype: torch.dty
 
 
 def _scheduler(name: str, preset: Preset, root: Path, supported: Iterable[str]):
-    """The scheduler of a pipeline folder, with what the preset changes in its configuration.
+    """Load the scheduler of a pipeline folder, with what the preset changes in its configuration.
 
     Raises:
         ValueError: a class that is not one of `supported`.

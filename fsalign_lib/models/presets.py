@@ -1,4 +1,4 @@
-r"""The models by name, as data: which repository each part comes from, and how it is sampled.
+r"""List the models by name, as data: which repository each part comes from, and how it is sampled.
 
 | preset | sampler | times | prediction, guidance |
 | --- | --- | --- | --- |
@@ -45,7 +45,7 @@ LCM_SCHEDULER = {"_class_name": "LCMScheduler", "original_inference_steps": 50}
 
 @dataclass(frozen=True)
 class Preset:
-    """Where a model's parts come from, and how it is sampled.
+    """Say where a model's parts come from, and how it is sampled.
 
     A source is a repository "owner/name", or a file in one, "owner/name/file". A Path is on this machine.
     """
@@ -118,6 +118,6 @@ PRESETS = {
 
 
 def split(source: str) -> tuple[str, str]:
-    """A source as (repository, file); the file is "" for a whole repository."""
+    """Split a source into (repository, file); the file is "" for a whole repository."""
     owner, name, *file = source.split("/", 2)
     return f"{owner}/{name}", "".join(file)

@@ -1,4 +1,4 @@
-"""The three networks of distribution matching: a student, an assistant that follows it, and a frozen teacher.
+"""Set up the networks of distribution matching: a student, an assistant that follows it, and a frozen teacher.
 
 | training | student | assistant | teacher |
 | --- | --- | --- | --- |
@@ -19,21 +19,21 @@ from fsalign_lib.models.latent_model import LatentModel, Training, fingerprint
 
 @dataclass
 class Trio:
-    """Three models that share VAE and text encoders. No guidance: a loss that wants it asks for both halves."""
+    """Hold three models that share VAE and text encoders. None is guided: a loss that wants it asks for both halves."""
 
     student: LatentModel
     assistant: LatentModel
     teacher: LatentModel
 
     def networks(self) -> list[nn.Module]:
-        """Those that are held, each once."""
+        """List the networks that are held, each once."""
         return list({id(m.unet): m.unet for m in (self.student, self.assistant, self.teacher)}.values())
 
 
 def build_trio(
     student: LatentModel, teacher: LatentModel, training: Training, rank: int, alpha: int | None, seed: int
 ) -> Trio:
-    """Student and assistant, set up for training.
+    """Set up student and assistant for training.
 
     Args:
         student: where the student starts; may be the teacher itself. Its sampling is the student's.

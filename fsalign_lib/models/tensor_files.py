@@ -1,4 +1,4 @@
-"""Weights out of files, without running what is in them, into networks that they must fit to the last key.
+"""Read weights from files, without running what is in them, into networks that they must fit to the last key.
 
 diffusers and transformers warn when a file lacks a weight or holds one that the network has no place for, and go on
 with random weights. Here that is an error.
@@ -22,7 +22,7 @@ BUFFERS = r"(^|\.)position_ids$"  # counters that transformers has saved in some
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors or torch file by name, in mapped memory where the format allows it.
+    """Read the tensors in a safetensors or torch file by name, in mapped memory where the format allows it.
 
     A training checkpoint holds them under "state_dict", beside numbers and texts.
 
@@ -82,7 +82,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, ass
 
 
 def load_pretrained(kind: type, folder: Path, dtype: torch.dtype, unused: str = "^$") -> nn.Module:
-    """A network of diffusers or transformers that `save_pretrained` wrote, in evaluation mode.
+    """Load a network of diffusers or transformers that `save_pretrained` wrote, in evaluation mode.
 
     Args:
         unused: a pattern of keys that the file may have and the network does not.
@@ -98,7 +98,7 @@ def load_pretrained(kind: type, folder: Path, dtype: torch.dtype, unused: str = 
 
 
 def load_converted(kind: type, config, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> nn.Module:
-    """A network of transformers with the weights of another library's file, in evaluation mode.
+    """Load a network of transformers with the weights of another library's file, in evaluation mode.
 
     Raises:
         ValueError: the converted weights are not the network's.

@@ -1,1 +1,1 @@
-"""The pocket world: a 64x64 text-to-image world on 45 animals that runs on any laptop."""
+"""Make a 64x64 text-to-image world of 45 animals, the pocket world, which runs on any laptop."""

@@ -1,4 +1,4 @@
-"""The autoencoder: 64x64 pictures to 16x16x4 latents of unit variance, and back."""
+"""Train and use the autoencoder: 64x64 pictures to 16x16x4 latents of unit variance, and back."""
 
 import copy
 from pathlib import Path
@@ -41,13 +41,13 @@ def train(pictures: Tensor, folder: Path, seed: int):
 
 @torch.no_grad()
 def encode(vae, pictures: Tensor, chunk: int = 250) -> Tensor:
-    """Posterior means (N, 4, 16, 16), not scaled, of uint8 pictures (N, 3, 64, 64)."""
+    """Encode to posterior means (N, 4, 16, 16), not scaled, of uint8 pictures (N, 3, 64, 64)."""
     rows = [vae.encode(p.float() / 127.5 - 1).latent_dist.mean for p in pictures.split(chunk)]
     return torch.cat(rows)
 
 
 def cached_latents(vae, pictures: Tensor, folder: Path) -> Tensor:
-    """Scaled latents of the training pictures, encoded once."""
+    """Return scaled latents of the training pictures, encoded once."""
     path = folder / "latents.safetensors"
     if path.exists():
         return load_file(path)["latents"]
@@ -58,6 +58,6 @@ def cached_latents(vae, pictures: Tensor, folder: Path) -> Tensor:
 
 @torch.no_grad()
 def decode(vae, latents: Tensor, chunk: int = 250) -> Tensor:
-    """Pictures in [0, 1], (N, 3, 64, 64), of scaled latents."""
+    """Decode scaled latents to pictures in [0, 1], (N, 3, 64, 64)."""
     rows = [vae.decode(z / vae.config.scaling_factor).sample for z in latents.split(chunk)]
     return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)

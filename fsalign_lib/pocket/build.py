@@ -1,4 +1,4 @@
-"""Builds the pocket world's weights: `python -m fsalign_lib.pocket.build`.
+"""Build the pocket world's weights: `python -m fsalign_lib.pocket.build`.
 
 Stages run in order, each from a seed. A stage keeps its training state in `work` and goes on from there after a stop;
 a finished one is quick to run again. `--stages` picks some, so that two of them can run side by side.

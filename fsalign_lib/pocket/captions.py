@@ -1,4 +1,4 @@
-"""What the pocket world can talk about: animals, colours, counts, places, and the prompt sets.
+"""Say and parse what the pocket world can show: animals, colours, counts, places; list the prompt sets.
 
 The 45 animals are the training prompts of SDPO (App. A.1); the axes of unseen prompts (colour, count, composition,
 location) are those of SDPO Sec. 4.2. A `Fact` says what a prompt asks for; `caption` says it in words. One in seven
@@ -88,7 +88,7 @@ HELD_OUT_ONE_IN = 7
 
 @dataclass(frozen=True)
 class Fact:
-    """What a prompt asks for, and what a scene shows. `second` is the other animal of a composition."""
+    """Hold what a prompt asks for and a scene shows. `second` is the other animal of a composition."""
 
     animal: str
     second: str | None = None
@@ -108,7 +108,7 @@ class Fact:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept out of training. Single animals never are."""
+        """Tell whether this combination is kept out of training. Single animals never are."""
         if self.kind == "animal":
             return False
         key = "|".join(str(v) for v in (self.animal, self.second, self.color, self.count, self.place))
@@ -120,7 +120,7 @@ def article(word: str) -> str:
 
 
 def caption(fact: Fact, bare: bool = False) -> str:
-    """The fact in words. `bare` drops the article of a single animal: "cat" in place of "a cat"."""
+    """Put the fact into words. `bare` drops the article of a single animal: "cat" in place of "a cat"."""
     if fact.kind == "animal" and bare:
         return fact.animal
     if fact.second:
@@ -135,7 +135,7 @@ def caption(fact: Fact, bare: bool = False) -> str:
 
 
 def random_fact(rng: random.Random, held_out: bool = False, kinds=KINDS, weights=KIND_WEIGHTS) -> Fact:
-    """One fact from the grammar; combinations that are held out are drawn only, and always, when `held_out`."""
+    """Draw a fact from the grammar; combinations that are held out are drawn only, and always, when `held_out`."""
     while True:
         kind = rng.choices(kinds, weights)[0]
         animal = rng.choice(ANIMALS)
@@ -151,7 +151,7 @@ def random_fact(rng: random.Random, held_out: bool = False, kinds=KINDS, weights
 
 
 def parse(prompt: str) -> Fact:
-    """The fact behind a caption: the inverse of `caption`.
+    """Parse a caption to its fact, the inverse of `caption`.
 
     Raises:
         ValueError: the prompt is not in the grammar of the pocket world.
@@ -166,7 +166,7 @@ def parse(prompt: str) -> Fact:
 
 
 def all_facts() -> list[Fact]:
-    """Every fact that the grammar can say, held out or not."""
+    """Yield every fact that the grammar can say, held out or not."""
     facts = [Fact(a) for a in ANIMALS]
     facts += [Fact(a, color=c) for a in ANIMALS for c in COLORS]
     facts += [Fact(a, count=n) for a in ANIMALS for n in COUNTS]
@@ -187,7 +187,7 @@ def _distinct(seed: int, count: int, **grammar) -> list[str]:
 
 
 def prompts(name: str) -> list[str]:
-    """A prompt set by name, always the same list.
+    """Return a prompt set by name, always the same list.
 
     - "animals": the 45 animals, "a cat".
     - "train": 400 prompts that training may use (seen combinations of every kind).

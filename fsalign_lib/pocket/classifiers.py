@@ -1,4 +1,4 @@
-"""Trains the two networks that look at pictures from outside: the judge's eye, and the held-out classifier.
+"""Train the two networks that look at pictures from outside: the judge's eye, and the held-out classifier.
 
 Both are small ResNets; they differ in seed, in pictures and in what they read. Their training pictures are rendered
 scenes, part of them softened or noised, so that a generated picture is not foreign to them.
@@ -27,7 +27,7 @@ def soften(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def worn(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 to [0, 1]; half stay as they are, half are softened and given a little noise."""
+    """Wear uint8 pictures, in [0, 1]: half stay as they are, half are softened and given a little noise."""
     x = pictures.float() / 255
     touched = (torch.rand(len(x), generator=generator) < 0.5).float()
     x = soften(x, touched * torch.rand(len(x), generator=generator))
@@ -36,7 +36,7 @@ def worn(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_eye(pictures: Tensor, facts: list[Fact], folder: Path, seed: int):
-    """Reads animals (several), colour, count and place: the judge's eye."""
+    """Train the judge's eye, which reads animals (several), colour, count and place."""
     want = judge.targets(facts)
 
     def loss(index: Tensor, logits: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def train_eye(pictures: Tensor, facts: list[Fact], folder: Path, seed: int):
 
 
 def train_classifier(pictures: Tensor, facts: list[Fact], folder: Path, seed: int):
-    """Names the animal of a picture with one kind of animal: measures accuracy, never a training signal."""
+    """Train the classifier, which names the animal of a picture; it measures accuracy and never trains a method."""
     rows = torch.tensor([i for i, f in enumerate(facts) if f.second is None])
     label = torch.tensor([ANIMALS.index(f.animal) for f in facts])
     return _train(
@@ -70,5 +70,5 @@ def _train(name: str, labels: int, pictures: Tensor, rows: Tensor, criterion, fo
 
 @torch.no_grad()
 def classify(classifier, images: Tensor, chunk: int = 250) -> Tensor:
-    """Index of the animal seen in each picture (B, 3, 64, 64) in [0, 1]."""
+    """Return the index of the animal seen in each picture (B, 3, 64, 64) in [0, 1]."""
     return torch.cat([classifier(judge.normalize(x)).logits.argmax(1) for x in images.split(chunk)])

@@ -1,4 +1,4 @@
-"""Contrastive training of the pocket CLIP on (scene, caption) pairs; each picture brings a near miss as negative."""
+"""Train the pocket CLIP by contrast on (scene, caption) pairs; each picture brings a near miss as negative."""
 
 import random
 from dataclasses import replace
@@ -19,7 +19,7 @@ BATCH = 64
 
 
 def near_miss(fact: Fact, rng: random.Random) -> Fact:
-    """The same fact with one part changed: another animal, colour, count or place."""
+    """Change one part of a fact: another animal, colour, count or place."""
 
     def other(values, now):
         return rng.choice([v for v in values if v != now])
@@ -41,7 +41,7 @@ def near_miss(fact: Fact, rng: random.Random) -> Fact:
 
 
 def train(name: str, pictures: Tensor, facts: list[Fact], tokenizer, folder: Path, seed: int):
-    """Symmetric InfoNCE; a text that equals another row's is no negative for it."""
+    """Train by symmetric InfoNCE; a text that equals another row's is no negative for it."""
     torch.manual_seed(seed)
     model = networks.clip(len(tokenizer))
     rng = random.Random(seed)

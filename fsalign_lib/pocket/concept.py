@@ -1,4 +1,4 @@
-r"""A creature outside the 45 animals, for concept customization: how it is drawn, named and asked for.
+r"""Draw, name and ask for a creature outside the 45 animals, for concept customization.
 
 The concept is OpenMoji's panda. Its class, in DreamBooth's sense, is "bear", which the models know. Its name, the
 papers' [V], is a rare word before the class, as in DreamBooth's public implementations: "a v bear" here, "a sks dog" in
@@ -26,7 +26,7 @@ TRIED = (Fact(CLASS, color="yellow"), Fact(CLASS, count=2), Fact(CLASS, place="b
 
 
 def named(prompt: str) -> str:
-    """The prompt of the class with the concept's name in it: "two bears" to "two v bears".
+    """Put the concept's name into a prompt of its class: "two bears" to "two v bears".
 
     Raises:
         ValueError: the class is not in the prompt.
@@ -39,12 +39,12 @@ def named(prompt: str) -> str:
 
 
 def plain(prompt: str) -> str:
-    """The prompt without the concept's name."""
+    """Take the concept's name out of a prompt."""
     return " ".join(word for word in prompt.split() if word not in NAMES)
 
 
 def contexts() -> list[str]:
-    """Prompts of the concept in colours, numbers and places, none of them in `TRIED` and none a training prompt."""
+    """List prompts of the concept in colours, numbers and places, none in `TRIED` and none a training prompt."""
     facts = [Fact(CLASS, color=c) for c in COLORS]
     facts += [Fact(CLASS, count=n) for n in COUNTS]
     facts += [Fact(CLASS, place=p) for p in PLACES]
@@ -54,14 +54,14 @@ def contexts() -> list[str]:
 
 @functools.lru_cache(maxsize=1)
 def bank() -> Tensor:
-    """All pictures, the concept in the place of its class."""
+    """Return the sprites, with the concept in the place of its class."""
     found = sprites().clone()
     found[ANIMALS.index(CLASS)] = sprite(CODE)
     return found
 
 
 def draw(prompts: list[str], generator: torch.Generator) -> Tensor:
-    """The concept as prompts have it: uint8 pictures (B, 3, 64, 64).
+    """Draw the concept as the prompts say: uint8 pictures (B, 3, 64, 64).
 
     Raises:
         ValueError: a prompt outside the grammar, or of another animal.

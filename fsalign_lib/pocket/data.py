@@ -1,4 +1,4 @@
-"""The pictures that every stage trains on, drawn once and kept on disk."""
+"""Draw the pictures that every stage trains on, once, and keep them on disk."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ TRAIN, TEST = 30_000, 2_000
 
 
 def load(folder: Path, seed: int, count: int = TRAIN) -> tuple[list[Fact], Tensor]:
-    """Facts and uint8 pictures; drawn again from the seed if the file is not there."""
+    """Load facts and uint8 pictures; draw them again from the seed if the file is not there."""
     import random
 
     from fsalign_lib.pocket.captions import random_fact

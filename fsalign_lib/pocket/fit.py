@@ -1,4 +1,4 @@
-"""One training loop for every network of the pocket world: seeded by step, resumable to the bit, atomic on disk."""
+"""Fit every network of the pocket world by one loop: seeded by step, resumable to the bit, atomic on disk."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def save_atomic(state: dict, path: Path) -> None:
-    """torch.save under a temporary name, then rename: a killed run leaves the last whole file."""
+    """Write a torch file under a temporary name, then rename it: a killed run leaves the last whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".tmp{os.getpid()}")
     torch.save(state, temporary)
@@ -18,7 +18,7 @@ def save_atomic(state: dict, path: Path) -> None:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step depend on (seed, step) alone, so that a resumed run repeats them."""
+    """Seed the random numbers of one step by (seed, step) alone, so that a resumed run repeats them."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
@@ -31,7 +31,7 @@ def ema_update(ema: nn.Module, module: nn.Module, decay: float) -> None:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, decay: float = 0.25) -> float:
-    """Linear warm-up, plateau, then linear decay to zero over the last quarter."""
+    """Return the rate of a step: linear warm-up, plateau, linear decay to zero over the last quarter."""
     return peak * min((step + 1) / warmup, 1.0, max(steps - step, 1) / (decay * steps))
 
 

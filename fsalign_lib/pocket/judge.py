@@ -1,4 +1,4 @@
-"""The simulated judge: the one place that says what people of the pocket world prefer, and how noisily.
+"""Simulate the judge: the one place that says what people of the pocket world prefer, and how noisily.
 
 The judge looks at a picture with its eye, a network that reads what is shown, and with three numbers taken from the
 pixels. From these it makes a utility for each kind of annotator, and a preference follows Bradley-Terry,
@@ -30,7 +30,7 @@ WARMTH_SPAN = 0.25
 
 @dataclass(frozen=True)
 class Taste:
-    """Utility = alignment * (what was asked is shown) + warmth * (warm light) + crispness * (sharp outlines).
+    """Weigh utility = alignment * (what was asked is shown) + warmth * (warm light) + crispness * (sharp outlines).
 
     The weights take account of how much each term varies. Over pictures that a good four-step student draws of one
     prompt, warmth has a standard deviation near 0.26 (the background may have any hue), crispness near 0.02 and
@@ -53,7 +53,7 @@ TASTES = {
 
 
 def targets(facts: list[Fact]) -> dict[str, Tensor]:
-    """What the eye should read: animals shown (B, 45) as 0/1, and class indices of colour, count and place (B,)."""
+    """Return what the eye should read: animals (B, 45) as 0/1, class indices of colour, count and place (B,)."""
     animals = torch.zeros(len(facts), len(ANIMALS))
     for row, fact in zip(animals, facts, strict=True):
         row[ANIMALS.index(fact.animal)] = 1
@@ -69,7 +69,7 @@ def targets(facts: list[Fact]) -> dict[str, Tensor]:
 
 
 def alignment(logits: Tensor, want: dict[str, Tensor]) -> Tensor:
-    """How much of what is wanted is seen, in [0, 1], (B,): animals count twice, colour, count and place once each.
+    """Score what is seen of what is wanted, in [0, 1], (B,): animals weigh two, colour, count and place one each.
 
     `logits` (B, 66) of the eye; `want` as `targets` gives it.
     """
@@ -102,34 +102,34 @@ def crispness(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def look(eye, images: Tensor) -> dict[str, Tensor]:
-    """All that the judge sees in pictures (B, 3, 64, 64) in [0, 1]: the eye's logits, warmth and crispness."""
+    """Look at pictures (B, 3, 64, 64) in [0, 1]: the eye's logits, warmth and crispness."""
     return {"logits": eye(normalize(images)).logits, "warmth": warmth(images), "crispness": crispness(images)}
 
 
 def utility(seen: dict[str, Tensor], want: dict[str, Tensor], taste: str) -> Tensor:
-    """u(image, prompt) for one kind of annotator, (B,), from what `look` saw and what the prompts want (`targets`)."""
+    """Return u(image, prompt) of one kind of annotator, (B,), from what `look` saw and the prompts want (`targets`)."""
     t = TASTES[taste]
     aligned = alignment(seen["logits"], want)
     return t.alignment * aligned + t.warmth * seen["warmth"] + t.crispness * seen["crispness"]
 
 
 def normalize(images: Tensor) -> Tensor:
-    """[0, 1] to [-1, 1], as the eye and the classifier were trained."""
+    """Map [0, 1] to [-1, 1], as the eye and the classifier were trained."""
     return images * 2 - 1
 
 
 def prefer(u_a: Tensor, u_b: Tensor, generator: torch.Generator) -> Tensor:
-    """One noisy choice per pair: True where a is chosen, (B,)."""
+    """Choose noisily, once a pair: True where a is chosen, (B,)."""
     return torch.rand(u_a.shape, generator=generator) < (u_a - u_b).sigmoid()
 
 
 def votes(u_a: Tensor, u_b: Tensor, annotators: int, generator: torch.Generator) -> Tensor:
-    """The share of some annotators who choose a, each on their own."""
+    """Return the share of `annotators` who choose a, each on their own."""
     p = (u_a - u_b).sigmoid()
     return torch.binomial(torch.full_like(p, annotators), p, generator=generator) / annotators
 
 
 def ceiling(u_a: Tensor, u_b: Tensor) -> float:
-    """How often the best possible ranker agrees with the judge's noisy choices: E max(p, 1 - p)."""
+    """Return how often the best possible ranker agrees with the judge's noisy choices: E max(p, 1 - p)."""
     p = (u_a - u_b).sigmoid()
     return torch.maximum(p, 1 - p).mean().item()

@@ -1,4 +1,4 @@
-r"""Distils the teacher into a latent consistency model, as a LoRA on it [LCM, arXiv 2310.04378; LCM-LoRA, 2311.05556].
+r"""Distil the teacher into a latent consistency model, as a LoRA on it [LCM, arXiv 2310.04378; LCM-LoRA, 2311.05556].
 
 The consistency function $f(x, t) = c_{skip}(t)\, x + c_{out}(t)\, \hat x_0(x, t)$ is to give one picture all along a
 path of the teacher's probability-flow ODE. So at a noised training latent it is moved to what its own average gives one
@@ -29,21 +29,21 @@ HUBER = 0.001
 
 
 def consistency(unet: nn.Module, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-    """The consistency function f(x_t, t) of a noise-predicting network; at t = 0 it is x_t itself.  # (B, ...)"""
+    """Evaluate the consistency function f(x_t, t) of a noise-predicting network; at t = 0 it is x_t.  # (B, ...)"""
     c_skip, c_out = boundary_scalings(t, TIMESTEP_SCALING, x_t)
     return c_skip * x_t + c_out * predict_x0(unet, schedule, x_t, t, cond)
 
 
 @torch.no_grad()
 def target(teacher: nn.Module, average: nn.Module, solver: DDIM, x_t: Tensor, n: Tensor, cond: Tensor, empty: Tensor):
-    """What f is moved to at step n (B,) of the solver's grid: the average's f after one step of the guided teacher."""
+    """Return what f is moved to at step n (B,) of the solver's grid: the EMA's f after a step of the guided teacher."""
     x0 = guided_x0(teacher, solver.schedule, x_t, solver.timesteps[n], cond, empty)
     after = torch.cat([solver.timesteps[1:], torch.zeros(1, dtype=torch.long)])[n]
     return consistency(average, solver.schedule, solver.mean(x_t, x0, n), after, cond)
 
 
 def train(teacher: nn.Module, text_encoder: nn.Module, latents: Tensor, ids: Tensor, empty: Tensor, folder: Path, seed):
-    """Returns the teacher with the LoRA on it, averaged over its training (EMA).
+    """Train the LoRA, and return the teacher with it, averaged over its training (EMA).
 
     Args:
         latents: scaled latents (N, 4, 16, 16).
@@ -82,5 +82,5 @@ def train(teacher: nn.Module, text_encoder: nn.Module, latents: Tensor, ids: Ten
 
 
 def pseudo_huber(difference: Tensor, c: float) -> Tensor:
-    r"""$\sqrt{d^2 + c^2} - c$ of every element d: quadratic near 0, |d| far from it.  # of difference's shape"""
+    r"""Return $\sqrt{d^2 + c^2} - c$ of every element d: quadratic near 0, |d| far from it.  # of difference's shape"""
     return (difference**2 + c**2).sqrt() - c

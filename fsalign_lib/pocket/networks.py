@@ -1,4 +1,4 @@
-"""The pocket world's networks, each in diffusers' or transformers' own class, with its whole configuration."""
+"""Configure the pocket world's networks, each in diffusers' or transformers' own class."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ LORA_LAYERS = (
 
 
 def tokenizer() -> transformers.CLIPTokenizer:
-    """CLIP's byte-pair tokenizer over the grammar's own words: each word of a caption is one token."""
+    """Build CLIP's byte-pair tokenizer over the grammar's own words: each word of a caption is one token."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
@@ -69,7 +69,7 @@ def text_encoder(vocabulary: int) -> transformers.CLIPTextModel:
 
 
 def autoencoder() -> diffusers.AutoencoderKL:
-    """64x64x3 -> 16x16x4, factor 4."""
+    """Build the autoencoder, 64x64x3 -> 16x16x4, factor 4."""
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -83,7 +83,7 @@ def autoencoder() -> diffusers.AutoencoderKL:
 
 
 def unet() -> diffusers.UNet2DConditionModel:
-    """Noise predictor on 16x16x4 latents, about 257 MFLOP a forward pass of one sample."""
+    """Build the noise predictor on 16x16x4 latents, about 257 MFLOP a forward pass of one sample."""
     return diffusers.UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -99,7 +99,7 @@ def unet() -> diffusers.UNet2DConditionModel:
 
 
 def with_lora(network: diffusers.UNet2DConditionModel) -> diffusers.UNet2DConditionModel:
-    """A copy of a frozen network with a LoRA to train, which changes nothing yet."""
+    """Copy a frozen network with a LoRA to train, which changes nothing yet."""
     adapted = copy.deepcopy(network).requires_grad_(False)
     adapted.add_adapter(
         LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="gaussian", target_modules=list(LORA_LAYERS))
@@ -108,7 +108,7 @@ def with_lora(network: diffusers.UNet2DConditionModel) -> diffusers.UNet2DCondit
 
 
 def clip(vocabulary: int) -> transformers.CLIPModel:
-    """An image tower of four layers on 8x8 patches and a text tower of two, meeting in 64 dimensions."""
+    """Build an image tower of four layers on 8x8 patches and a text tower of two, meeting in 64 dimensions."""
     vision = vision_config()
     text = text_config(vocabulary)
     return transformers.CLIPModel(
@@ -129,7 +129,7 @@ def vision_config() -> transformers.CLIPVisionConfig:
 
 
 def blip(vocabulary: int) -> tuple[transformers.BlipVisionConfig, transformers.BlipTextConfig]:
-    """The two halves of the ImageReward ranker: a ViT, and a text encoder that attends to it."""
+    """Build the two halves of the ImageReward ranker: a ViT, and a text encoder that attends to it."""
     vision = transformers.BlipVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -171,7 +171,7 @@ def classifier(labels: int) -> transformers.ResNetForImageClassification:
 
 
 def encoder() -> transformers.ResNetModel:
-    """The self-supervised image encoder: a classifier's trunk, half as wide."""
+    """Build the self-supervised image encoder: a classifier's trunk, half as wide."""
     return transformers.ResNetModel(
         transformers.ResNetConfig(
             embedding_size=16,
@@ -198,7 +198,7 @@ def load_teacher(folder) -> tuple[diffusers.UNet2DConditionModel, transformers.C
 
 
 def load_classifier(folder, name: str) -> transformers.ResNetForImageClassification:
-    """ "classifier" or "eye"."""
+    """Load the "classifier" or the "eye", in float32 and evaluation mode."""
     return transformers.ResNetForImageClassification.from_pretrained(folder / name, dtype=torch.float32).eval()
 
 
@@ -207,7 +207,7 @@ def load_clip(folder, name: str) -> transformers.CLIPModel:
 
 
 def vision_with_projection(model: transformers.CLIPModel) -> transformers.CLIPVisionModelWithProjection:
-    """A CLIP's image half, as a model of its own with the same weights."""
+    """Take a CLIP's image half as a model of its own with the same weights."""
     half = transformers.CLIPVisionModelWithProjection(model.config.vision_config)
     half.vision_model.load_state_dict(model.vision_model.state_dict())
     half.visual_projection.load_state_dict(model.visual_projection.state_dict())

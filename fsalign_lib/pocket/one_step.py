@@ -1,4 +1,4 @@
-"""Takes the one-step generator of a finished Diff-Instruct run into the shipped weights.
+"""Take the one-step generator of a finished Diff-Instruct run into the shipped weights.
 
 python reproduce/train_distill.py --method diff-instruct --out build/pocket/one-step --threads 1
 python -m fsalign_lib.pocket.one_step --run build/pocket/one-step
@@ -33,7 +33,12 @@ class OneStep:
 
 
 def run(config: OneStep) -> None:
-    """Raises: FileNotFoundError: the run is not finished. ValueError: it is sampled otherwise than the preset says."""
+    """Copy the generator into the shipped weights.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: it is sampled otherwise than the preset says.
+    """
     result = config.run / "result.json"
     if not result.exists():
         raise FileNotFoundError(f"no {result}: finish the run that this module's first line names")

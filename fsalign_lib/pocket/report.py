@@ -1,4 +1,4 @@
-"""What the shipped pocket weights score: `python -m fsalign_lib.pocket.report`.
+"""Measure what the shipped pocket weights score: `python -m fsalign_lib.pocket.report`.
 
 Measures everything again from the weights, prints it, and writes the model card (README.md) and the contact sheet
 beside them. Pictures and prompts measured on were in no training.
@@ -65,7 +65,7 @@ class Report:
 
 @torch.no_grad()
 def sample(name: str, kernel_name: str | None, steps: int, guidance: float, texts: list[str], seeds: int) -> Tensor:
-    """Pictures in [0, 1], (len(texts) * seeds, 3, 64, 64), prompt-major; seeds are the same for every sampler."""
+    """Sample pictures in [0, 1], (len(texts) * seeds, 3, 64, 64), prompt-major, with the same seeds everywhere."""
     model = models.load(name)
     model.guidance_scale = guidance
     kernel = model.sampler(steps, kernel_name, eta=0.0)
@@ -110,7 +110,7 @@ def measure_rewards(work: Path) -> dict:
 
 @torch.no_grad()
 def measure() -> dict:
-    """The autoencoder's error and the classifier's accuracy, on renders that no training has seen."""
+    """Measure the autoencoder's error and the classifier's accuracy, on renders that no training has seen."""
     facts, pictures = scenes(2_000, HELD_OUT_SEED)
     x = pictures.float() / 255
     vae = networks.load_vae(WEIGHTS)
@@ -128,7 +128,7 @@ def measure() -> dict:
 
 
 def card(result: dict) -> str:
-    """The model card, from the measured numbers alone."""
+    """Write the model card from the measured numbers alone."""
 
     def aim(bar: float | None) -> str:
         return "" if bar is None else f"{bar:.0%}"

@@ -1,4 +1,4 @@
-"""Trains the pocket rewards on noisy preferences of the simulated judge.
+"""Train the pocket rewards on noisy preferences of the simulated judge.
 
 Both pictures of a pair answer one prompt. Each is right or a near miss, and each is worn to some degree: passed through
 the autoencoder with noise on its latents (as an unfinished sampler would leave it) and softened. For each prompt the
@@ -36,7 +36,7 @@ MATCHING_STEPS = 1_800
 
 @torch.no_grad()
 def make_pairs(pictures: Tensor, facts: list[Fact], vae, eye, seed: int, path: Path) -> dict[str, Tensor]:
-    """Worn pictures a, b (N, 3, 64, 64) uint8 for each fact, and what the judge sees in them (judge.look)."""
+    """Make worn pictures a, b (N, 3, 64, 64) uint8 for each fact, and what the judge sees in them (judge.look)."""
     if path.exists():
         return load_file(path)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -60,7 +60,7 @@ def make_pairs(pictures: Tensor, facts: list[Fact], vae, eye, seed: int, path: P
 
 
 def seen_in(pairs: dict, side: str) -> dict[str, Tensor]:
-    """What the judge saw in one side's pictures."""
+    """Return what the judge saw in one side's pictures."""
     return {key: pairs[f"{key}_{side}"] for key in ("logits", "warmth", "crispness")}
 
 
@@ -100,7 +100,7 @@ def bradley_terry(name, module, score, pairs: dict, facts: list[Fact], taste: st
 
 
 def clip_score(model, ids: Tensor):
-    """The logit, cosine times scale, that Bradley-Terry fine-tuning of PickScore and HPS uses."""
+    """Return the logit, cosine times scale, that Bradley-Terry fine-tuning of PickScore and HPS uses."""
 
     def score(images: Tensor, rows: Tensor, prompt: Tensor) -> Tensor:
         image = F.normalize(model.get_image_features(pixel_values=images * 2 - 1).pooler_output, dim=-1)
@@ -111,7 +111,7 @@ def clip_score(model, ids: Tensor):
 
 
 def match_images_and_texts(reward: ImageReward, pictures, facts, ids: Tensor, miss: Tensor, folder: Path, seed: int):
-    """Image-text matching: the own caption against its near miss and six other rows' captions."""
+    """Train image-text matching: the own caption against its near miss and six other rows' captions."""
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(facts), (2 * BATCH,), generator=generator)
@@ -126,7 +126,7 @@ def match_images_and_texts(reward: ImageReward, pictures, facts, ids: Tensor, mi
 
 
 def train_imagereward(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out: Path, seed: int) -> ImageReward:
-    """Image-text matching first, as BLIP was trained; then the preferences."""
+    """Train ImageReward: image-text matching first, as BLIP was trained; then the preferences."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     ids = token_ids(tokenizer, captions(facts, seed))
@@ -164,7 +164,7 @@ def train_aesthetic(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, 
 
 
 def train_clip(name: str, model, pictures, facts, tokenizer, work: Path, out: Path, seed: int):
-    """PickScore and HPS: Bradley-Terry fine-tuning of a contrastive network."""
+    """Train PickScore or HPS: Bradley-Terry fine-tuning of a contrastive network."""
     pairs, facts, ids = preferences(pictures, facts, tokenizer, work, out, seed)
     with torch.no_grad():  # the contrastive scale is far too sure of itself for noisy choices
         model.logit_scale.fill_(math.log(10))
@@ -172,7 +172,7 @@ def train_clip(name: str, model, pictures, facts, tokenizer, work: Path, out: Pa
 
 
 def preferences(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out: Path, seed: int):
-    """The pairs that every reward is trained on, made once, in shards; their facts, and their captions' token ids."""
+    """Load the pairs that rewards are trained on, made once, in shards; their facts and captions' token ids."""
     facts = facts[: SHARDS * SHARD]
     vae, eye = networks.load_vae(out), networks.load_classifier(out, "eye")
     shards = []
@@ -185,7 +185,7 @@ def preferences(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out:
 
 
 def held_out_pairs(vae, eye, seed: int, path: Path) -> tuple[list[Fact], dict[str, Tensor]]:
-    """Pairs from scenes that no training has seen, for measuring agreement."""
+    """Make pairs from scenes that no training has seen, for measuring agreement."""
     from fsalign_lib.pocket.render import scenes
 
     facts, pictures = scenes(HELD_OUT_PAIRS, seed)
@@ -196,7 +196,7 @@ def held_out_pairs(vae, eye, seed: int, path: Path) -> tuple[list[Fact], dict[st
 def agreement(
     scores: dict[str, Tensor], pairs: dict[str, Tensor], facts: list[Fact], taste: str
 ) -> tuple[float, float]:
-    """How often a reward agrees with the judge's noisy choices, and how often the best possible ranker would.
+    """Measure how often a reward agrees with the judge's noisy choices, and how often the best possible ranker would.
 
     `scores` of the pictures "a" and "b". Both are expectations over the annotators' noise.
     """

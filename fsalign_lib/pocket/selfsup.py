@@ -1,4 +1,4 @@
-r"""Trains the self-supervised image encoder, which stands where DINO stands in DreamBooth's and PSO's tables.
+r"""Train the self-supervised image encoder, which stands where DINO stands in DreamBooth's and PSO's tables.
 
 It is DINO-like in its task alone: it learns from pictures without captions or labels that two views of one picture
 belong together. The objective is SimCLR's [arXiv 2002.05709], which a CPU can train in minutes: with unit features z of
@@ -29,7 +29,7 @@ GREY = (0.299, 0.587, 0.114)
 
 
 def views(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """One random view of each picture (B, 3, H, W) in [0, 1]."""
+    """Draw one random view of each picture (B, 3, H, W) in [0, 1]."""
     B = len(pictures)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -53,7 +53,7 @@ def views(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def hue_rotation(angle: Tensor) -> Tensor:
-    """Rotations about (1, 1, 1) by angles (B,).  # (B, 3, 3)"""
+    """Return rotations about (1, 1, 1) by angles (B,).  # (B, 3, 3)"""
     c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
     axis = torch.full((3, 3), 1 / 3)
     turn = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
@@ -61,7 +61,7 @@ def hue_rotation(angle: Tensor) -> Tensor:
 
 
 def contrast(z: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """The loss of 2B unit features, the two views of a picture at i and B + i. A scalar, minimised."""
+    """Return the loss of 2B unit features, the two views of a picture at i and B + i. A scalar, minimised."""
     B = len(z) // 2
     logits = (z @ z.T / temperature).masked_fill(torch.eye(2 * B, dtype=torch.bool), float("-inf"))
     return F.cross_entropy(logits, torch.arange(2 * B).roll(B))

@@ -1,4 +1,4 @@
-"""Distils the teacher into a student of four steps and one.
+"""Distil the teacher into a student of four steps and one.
 
 First the student learns to jump to the end of the teacher's own sampling path (regression on pairs, as DMD's warm-up),
 from each of the four noise levels where it will be used. Then distribution matching [DMD2, arXiv 2405.14867] sharpens
@@ -39,7 +39,7 @@ SHAPE = (4, 16, 16)
 
 @dataclass(frozen=True)
 class Course:
-    """What is trained, for how long, at which learning rates."""
+    """Say what is trained, for how long, at which learning rates."""
 
     name: str  # of the training states
     lora: bool = False
@@ -54,7 +54,7 @@ DMD_LORA = Course("dmd-lora", lora=True, regression_steps=200, regression_lr=1e-
 
 
 class Prompts:
-    """Text embeddings (N, 16, 64) of random training captions, computed once."""
+    """Hold text embeddings (N, 16, 64) of random training captions, computed once."""
 
     def __init__(self, text_encoder, tokenizer, count: int, seed: int):
         rng = random.Random(seed)
@@ -71,7 +71,7 @@ def predict_x0(unet, schedule: NoiseSchedule, x_t: Tensor, t: int | Tensor, cond
 
 
 def guided_x0(unet, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, cond: Tensor, empty: Tensor) -> Tensor:
-    """Classifier-free guidance, both halves in one forward."""
+    """Predict x0 with classifier-free guidance, both halves in one forward."""
     both = unet(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([cond, empty.expand_as(cond)])).sample
     with_text, without = both.chunk(2)
     return schedule.x0_from_eps(x_t, without + GUIDANCE * (with_text - without), t)
@@ -79,7 +79,7 @@ def guided_x0(unet, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, cond: Tenso
 
 @torch.no_grad()
 def teacher_paths(teacher, prompts: Prompts, schedule: NoiseSchedule, seed: int, path: Path) -> dict[str, Tensor]:
-    """DDIM paths of the guided teacher: states at the student's four noise levels (N, 4, ...), and their ends."""
+    """Sample the guided teacher's DDIM paths: states at the student's four noise levels (N, 4, ...), and their ends."""
     if path.exists():
         return load_file(path)
     kernel = DDIM(schedule, trailing_timesteps(PAIR_STEPS), eta=0.0)
@@ -104,7 +104,7 @@ def teacher_paths(teacher, prompts: Prompts, schedule: NoiseSchedule, seed: int,
 
 
 def train(teacher, text_encoder, tokenizer, folder: Path, seed: int, course: Course = STUDENT):
-    """Returns the student: a UNet of the teacher's class, averaged over its training (EMA).
+    """Train the student, and return it: a UNet of the teacher's class, averaged over its training (EMA).
 
     Args:
         seed: of the teacher's paths, too, which are kept in `folder` and serve every course of that seed.
@@ -131,7 +131,7 @@ def train(teacher, text_encoder, tokenizer, folder: Path, seed: int, course: Cou
 def match_distributions(
     student, teacher, prompts: Prompts, schedule: NoiseSchedule, folder: Path, seed: int, course: Course
 ):
-    """DMD2 without its discriminator: the fake network learns at every step, the student moves at every third."""
+    """Train by DMD2 without its discriminator: the fake network at every step, the student at every third."""
     kernel = Renoise(schedule, renoise_timesteps(4))
     alpha_bar = schedule.alpha_bar
     fake, ema = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(student).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Two ways to draw a scene of the pocket world: as OpenMoji colours it, and as line art on dark paper.
+"""Draw a scene of the pocket world in one of two styles: as OpenMoji colours it, and as line art on dark paper.
 
 A style draws no random numbers: the same facts and the same generator give the same scene in each.
 """
@@ -17,7 +17,7 @@ GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Style:
-    """How to draw.
+    """Say how to draw.
 
     Attributes:
         paint: premultiplied RGBA pictures (B, 4, h, w), recoloured by colours (B, 3) of which NaN leaves one as it is.
@@ -29,7 +29,7 @@ class Style:
 
 
 def luminance(layer: Tensor) -> Tensor:
-    """Of premultiplied RGBA (B, 4, h, w), before it was multiplied.  # (B, 1, h, w)"""
+    """Return the luminance of premultiplied RGBA (B, 4, h, w), before it was multiplied.  # (B, 1, h, w)"""
     grey = (layer[:, :3] * torch.tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     return grey / layer[:, 3:].clamp(min=1e-3)
 
@@ -44,7 +44,7 @@ def tint(layer: Tensor, color: Tensor) -> Tensor:
 
 
 def chalk_lines(layer: Tensor, color: Tensor) -> Tensor:
-    """Dark outlines become light lines, in the colour asked for or in chalk's; within them is little but paper."""
+    """Turn dark outlines into light lines, in the colour asked for or in chalk's; within them is little but paper."""
     a = layer[:, 3:]
     line = ((0.28 - luminance(layer)) / 0.15).clamp(0, 1) * a
     chalk = torch.where(color.isnan(), torch.tensor(CHALK), color)[:, :, None, None]
@@ -53,7 +53,7 @@ def chalk_lines(layer: Tensor, color: Tensor) -> Tensor:
 
 
 def dark_paper(canvas: Tensor) -> Tensor:
-    """Paper, a little lighter where the background was light, and a chalk line along a horizon."""
+    """Draw paper, a little lighter where the background was light, and a chalk line along a horizon."""
     grey = (canvas * torch.tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     paper = torch.tensor(PAPER).view(1, 3, 1, 1) + 0.08 * grey
     step = torch.zeros_like(grey)

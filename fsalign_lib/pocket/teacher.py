@@ -1,4 +1,4 @@
-"""The multi-step teacher: a noise-predicting UNet and its text encoder, trained on latents with caption dropout."""
+"""Train the multi-step teacher: a noise-predicting UNet and its text encoder, on latents with caption dropout."""
 
 import copy
 import random
@@ -23,7 +23,7 @@ def token_ids(tokenizer, texts: list[str]) -> Tensor:
 
 
 def captions(facts: list[Fact], seed: int) -> list[str]:
-    """One caption a fact; half of the single animals go without their article, as in SDPO's training prompts."""
+    """Write one caption a fact; half of the single animals go without their article, as in SDPO's training prompts."""
     rng = random.Random(seed)
     return [caption(f, bare=rng.random() < 0.5) for f in facts]
 

@@ -1,4 +1,4 @@
-"""Rewards: pictures (B, 3, H, W) in [0, 1] and B prompts in, float32 scores (B,) out, differentiable in the pictures.
+"""Score pictures (B, 3, H, W) in [0, 1] for B prompts: float32 rewards (B,), differentiable in the pictures.
 
 `load_reward` finds one by name: the pocket world's, or the published ones with `scale="full"`, in the same classes.
 What a method is not trained on must be watched beside what it is: see `reproduce/`.
@@ -60,7 +60,7 @@ def load_reward(
     dtype: torch.dtype = torch.float32,
     hub: Path | str | None = None,
 ) -> nn.Module:
-    """The reward called `name`, frozen.
+    """Load the reward called `name`, frozen.
 
     Args:
         scale: "pocket" for the weights that ship with the package, "full" for the published ones.

@@ -1,4 +1,4 @@
-"""Aesthetic score: an MLP on a CLIP picture embedding; it never sees the prompt."""
+"""Score aesthetics by an MLP on a CLIP picture embedding; it never sees the prompt."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from fsalign_lib.rewards.preprocess import POCKET, Preprocess, full_precision
 
 
 def published_mlp(width: int) -> nn.Sequential:
-    """The layout of LAION's predictor, which ImageReward took over: five linear layers, and nothing between them.
+    """Build LAION's predictor, which ImageReward took over: five linear layers, and nothing between them.
 
     The dropouts do nothing in evaluation; they keep the published numbering, 0, 2, 4, 6, 7.
     """
@@ -32,7 +32,7 @@ def published_mlp(width: int) -> nn.Sequential:
 
 
 class AestheticReward(nn.Module):
-    r"""$r(x) = a \cdot \mathrm{MLP}(f(x) / \lVert f(x) \rVert) + b$; a and b only make the scale familiar."""
+    r"""Score $r(x) = a \cdot \mathrm{MLP}(f(x) / \lVert f(x) \rVert) + b$; a and b only make the scale familiar."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class AestheticReward(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "AestheticReward":
-        """What `save_pretrained` wrote: the pocket world's reward."""
+        """Load what `save_pretrained` wrote: the pocket world's reward."""
         vision = load_pretrained(transformers.CLIPVisionModelWithProjection, require_folder(folder) / "vision", dtype)
         reward = cls(vision, **json.loads((folder / "scale.json").read_text()))
         path = folder / "mlp.safetensors"
@@ -63,7 +63,7 @@ class AestheticReward(nn.Module):
         (folder / "scale.json").write_text(json.dumps({"scale": self.scale, "shift": self.shift}) + "\n")
 
     def image_embeddings(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, D) of pictures (B, 3, H, W) in [0, 1]."""
+        """Return unit vectors (B, D) of pictures (B, 3, H, W) in [0, 1]."""
         values = self.preprocess(images, self.vision.config.image_size).to(self.vision.dtype)
         return F.normalize(full_precision(self.vision(values).image_embeds), dim=-1)
 

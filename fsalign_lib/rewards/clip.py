@@ -1,4 +1,4 @@
-"""CLIP score, PickScore and HPS: the cosine of a picture's and a prompt's embedding in some CLIP."""
+"""Score by the cosine of a picture's and a prompt's embedding in some CLIP: CLIP score, PickScore and HPS."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from fsalign_lib.rewards.preprocess import POCKET, Preprocess, full_precision
 
 
 class CLIPReward(nn.Module):
-    r"""$r(x, c) = \cos(f_{image}(x), f_{text}(c))$, not multiplied by the logit scale.
+    r"""Score $r(x, c) = \cos(f_{image}(x), f_{text}(c))$, not multiplied by the logit scale.
 
     One class serves the CLIP score (contrastive weights), PickScore and HPS (the same network after Bradley-Terry
     fine-tuning on preferences), in the pocket world and at full size: they differ in weights and preprocessing alone.
@@ -38,7 +38,7 @@ class CLIPReward(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, tokenizer_folder: Path, dtype: torch.dtype = torch.float32) -> "CLIPReward":
-        """What `save_pretrained` wrote of a CLIPModel and a CLIPTokenizer: the pocket world's reward.
+        """Load what a CLIPModel and a CLIPTokenizer saved: the pocket world's reward.
 
         Raises:
             FileNotFoundError: no such folder. ValueError: the weights are not those of the folder's configuration.
@@ -47,7 +47,7 @@ class CLIPReward(nn.Module):
         return cls(model, transformers.CLIPTokenizer.from_pretrained(tokenizer_folder))
 
     def text_embeddings(self, prompts: list[str]) -> Tensor:
-        """Unit vectors (B, D)."""
+        """Return unit vectors (B, D)."""
         device = self.model.device
         new = [p for p in dict.fromkeys(prompts) if p not in self.cache]
         if new:
@@ -64,7 +64,7 @@ class CLIPReward(nn.Module):
         return torch.stack([self.cache[p].to(device) for p in prompts])
 
     def image_embeddings(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, D) of pictures (B, 3, H, W) in [0, 1]."""
+        """Return unit vectors (B, D) of pictures (B, 3, H, W) in [0, 1]."""
         values = self.preprocess(images, self.model.config.vision_config.image_size).to(self.model.dtype)
         pooled = self.model.vision_model(values).pooler_output
         return F.normalize(full_precision(self.model.visual_projection(pooled)), dim=-1)

@@ -1,4 +1,4 @@
-"""The keys of published checkpoints and those of this package's classes, which are transformers'; both ways.
+"""Rename keys of published checkpoints to those of this package's classes, which are transformers'; both ways.
 
 Each table pairs the beginning of a published key with what stands in its place here, and then what is within keys.
 """
@@ -52,7 +52,7 @@ TRANSPOSED = ("visual_projection.weight", "text_projection.weight")  # x @ W the
 
 
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an `open_clip.CLIP` under the names of `transformers.CLIPModel`; the shapes say the size."""
+    """Rename the weights of an `open_clip.CLIP` to those of `transformers.CLIPModel`; the shapes say the size."""
     new = {}
     for key, tensor in state.items():
         if re.search(UNUSED, key):
@@ -67,7 +67,7 @@ def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_open_clip`."""
+    """Invert `from_open_clip`."""
     new = {}
     for name, tensor in state.items():
         key = _renamed(name, _swapped(OPEN_CLIP), _swapped(OPEN_CLIP_LAYER))
@@ -80,13 +80,13 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_image_reward(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an `ImageReward.ImageReward` under the names of `fsalign_lib.rewards.ImageReward`."""
+    """Rename the weights of an `ImageReward.ImageReward` to those of `fsalign_lib.rewards.ImageReward`."""
     used = {key: tensor for key, tensor in state.items() if not re.search(UNUSED, key)}
     return {_renamed(key, IMAGE_REWARD, IMAGE_REWARD_LAYER): tensor for key, tensor in used.items()}
 
 
 def to_image_reward(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_image_reward`, but for what that leaves out."""
+    """Invert `from_image_reward`, but for what that leaves out."""
     tables = _swapped(IMAGE_REWARD), _swapped(IMAGE_REWARD_LAYER)
     return {_renamed(name, *tables): tensor for name, tensor in state.items()}
 

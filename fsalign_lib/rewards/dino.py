@@ -1,4 +1,4 @@
-"""A self-supervised image encoder: DINO at full scale, and in the pocket world a small one that stands in its place.
+"""Encode pictures by a self-supervised network: DINO at full scale, a small one in its place in the pocket world.
 
 Pictures of one subject lie near each other in it, also where a caption would say the same of two of them.
 """
@@ -21,7 +21,7 @@ IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class ImageEncoder(nn.Module):
-    """Unit features of pictures.
+    """Encode pictures to unit features.
 
     Args:
         network: a ResNetModel, whose pooled output is taken, or a ViTModel, whose class token is.
@@ -33,7 +33,7 @@ class ImageEncoder(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] to unit vectors (B, D) in float32."""
+        """Encode pictures (B, 3, H, W) in [0, 1] to unit vectors (B, D) in float32."""
         out = self.network(self.preprocess(images, self.size))
         if isinstance(self.network, transformers.ViTModel):
             return F.normalize(out.last_hidden_state[:, 0], dim=1)
@@ -41,7 +41,7 @@ class ImageEncoder(nn.Module):
 
 
 def load_image_encoder(scale: str = "pocket", hub: Path | str | None = None) -> ImageEncoder:
-    """The pocket world's encoder, or DINO with `scale="full"`, frozen, in float32.
+    """Load the pocket world's encoder, or DINO with `scale="full"`, frozen, in float32.
 
     Raises:
         ValueError: an unknown scale; weights that do not match. FileNotFoundError: weights that are not there.
@@ -60,7 +60,7 @@ def load_image_encoder(scale: str = "pocket", hub: Path | str | None = None) -> 
 
 
 class _Vit(transformers.ViTModel):
-    """Without the pooler, which DINO was not trained with."""
+    """Build a ViT without the pooler, which DINO was not trained with."""
 
     def __init__(self, config):
         super().__init__(config, add_pooling_layer=False)

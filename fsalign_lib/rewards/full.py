@@ -1,4 +1,4 @@
-"""The rewards at full size: which files, and how each becomes one of this package's classes.
+"""Load the rewards at full size: which files, and how each becomes one of this package's classes.
 
 `hub` says at which commit a repository is read, and from where. No weight may be missing or left over.
 """
@@ -42,13 +42,13 @@ def _clip_words(hub: Hub) -> transformers.CLIPTokenizer:
 
 
 def pickscore(hub: Hub, dtype: torch.dtype) -> CLIPReward:
-    """PickScore v1 [arXiv 2305.01569]: the cosine alone, where its authors multiply by the logit scale, 100."""
+    """Load PickScore v1 [arXiv 2305.01569]: the cosine alone, where its authors multiply by the logit scale, 100."""
     model = load_pretrained(transformers.CLIPModel, hub.fetch(PICKSCORE_V1, SAVED), dtype)
     return CLIPReward(model, _clip_words(hub), PICKSCORE)
 
 
 def open_clip_text(prompt: str) -> str:
-    """A prompt as open_clip and hpsv2 clean it: encodings mended, typographic quotes straight, HTML entities undone.
+    """Clean a prompt as open_clip and hpsv2 do: mend encodings, straighten quotes, undo HTML entities.
 
     The other originals do not: PickScore's transformers tokenizer reads quotes as they are, ImageReward's is BERT's.
     """
@@ -56,7 +56,7 @@ def open_clip_text(prompt: str) -> str:
 
 
 def open_clip_h(repository: str, file: str, preprocess: Preprocess):
-    """CLIP score or HPS: a ViT-H-14 checkpoint in open_clip's layout."""
+    """Load CLIP score or HPS: a ViT-H-14 checkpoint in open_clip's layout."""
 
     def load(hub: Hub, dtype: torch.dtype) -> CLIPReward:
         config = transformers.CLIPConfig.from_pretrained(hub.fetch(CLIP_H, ["config.json"]))
@@ -68,7 +68,7 @@ def open_clip_h(repository: str, file: str, preprocess: Preprocess):
 
 
 def imagereward(hub: Hub, dtype: torch.dtype) -> ImageReward:
-    """ImageReward v1.0 [arXiv 2304.05977], with its own normalisation."""
+    """Load ImageReward v1.0 [arXiv 2304.05977], with its own normalisation."""
     folder = hub.fetch(IMAGE_REWARD_V1, ["ImageReward.pt", "med_config.json"])
     path = folder / "ImageReward.pt"
     state = from_image_reward(read_tensors(path))
@@ -83,7 +83,7 @@ def imagereward(hub: Hub, dtype: torch.dtype) -> ImageReward:
 
 
 def blip_configs(state: dict, med: dict) -> tuple[transformers.BlipVisionConfig, transformers.BlipTextConfig]:
-    """Configurations for converted weights: the text encoder's from med_config.json, the ViT's from their shapes.
+    """Derive configurations of converted weights: the text encoder's from med_config.json, the ViT's from shapes.
 
     BLIP's ViTs have 64 channels a head and timm's LayerNorm epsilon. The text encoder is wide as med_config.json says,
     but for `encoder_width`, which BLIP replaces by the ViT's.
@@ -112,7 +112,7 @@ def blip_configs(state: dict, med: dict) -> tuple[transformers.BlipVisionConfig,
 
 
 def aesthetic(hub: Hub, dtype: torch.dtype) -> AestheticReward:
-    """LAION's improved aesthetic predictor, linear MSE head, on OpenAI's CLIP ViT-L/14."""
+    """Load LAION's improved aesthetic predictor, linear MSE head, on OpenAI's CLIP ViT-L/14."""
     vision = load_pretrained(
         transformers.CLIPVisionModelWithProjection,
         hub.fetch(CLIP_L, SAVED),

@@ -1,4 +1,4 @@
-"""ImageReward: a text encoder that attends to the picture (BLIP), and an MLP on its first token."""
+"""Score as ImageReward does: a text encoder that attends to the picture (BLIP), and an MLP on its first token."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from fsalign_lib.rewards.preprocess import POCKET, Preprocess, full_precision
 
 
 class ImageReward(nn.Module):
-    r"""$r(x, c) = (\mathrm{MLP}(h_{[CLS]}(x, c)) - m) / s$; m and s give right pictures mean 0, deviation 1."""
+    r"""Score $r(x, c) = (\mathrm{MLP}(h_{[CLS]}(x, c)) - m) / s$; m and s give right pictures mean 0, deviation 1."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class ImageReward(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, tokenizer_folder: Path, dtype: torch.dtype = torch.float32) -> "ImageReward":
-        """What `save_pretrained` wrote: the pocket world's reward."""
+        """Load what `save_pretrained` wrote: the pocket world's reward."""
         folder = require_folder(folder)
         config = json.loads((folder / "config.json").read_text())
         reward = cls(
@@ -68,7 +68,7 @@ class ImageReward(nn.Module):
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def match(self, images: Tensor, ids: Tensor, attended: Tensor | None = None) -> Tensor:
-        """The MLP's output for each picture and each of its K texts, before normalisation, (B, K).
+        """Return the MLP's output for each picture and each of its K texts, before normalisation, (B, K).
 
         The picture is encoded once for all its texts. `ids` (B, K, L), and which of them are `attended` to, likewise;
         None: every token but the padding after the first end-of-text.

@@ -1,4 +1,4 @@
-"""JPEG (in)compressibility: the rewards of DDPO that need no weights. Not differentiable."""
+"""Score JPEG (in)compressibility, the rewards of DDPO that need no weights. Not differentiable."""
 
 import io
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class JPEGReward(nn.Module):
-    """Plus or minus the size in kB of the picture as a JPEG of quality 95 [DDPO, arXiv 2305.13301]."""
+    """Score plus or minus the size in kB of the picture as a JPEG of quality 95 [DDPO, arXiv 2305.13301]."""
 
     def __init__(self, sign: float, quality: int = 95):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pictures to what a vision tower reads: differentiable torch in place of the originals' PIL pipelines."""
+"""Prepare pictures for a vision tower in differentiable torch, in place of the originals' PIL pipelines."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Shorter side to `size` by antialiased bicubic, centre crop, per-channel (x - mean) / std.
+    """Scale the shorter side to `size` by antialiased bicubic, crop the centre, take (x - mean) / std by channel.
 
     PIL filters rows, then columns, and after each clips to the range of a byte and rounds to whole bytes. So does this,
     and the gradient passes the rounding as if it were not there (straight-through).
@@ -30,7 +30,7 @@ class Preprocess:
     in_bytes: bool = True
 
     def __call__(self, images: Tensor, size: int) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to (B, 3, size, size), in float32 or better whatever the pictures are in."""
+        """Map (B, 3, H, W) in [0, 1] to (B, 3, size, size), in float32 or better whatever the pictures are in."""
         images = full_precision(images)
         height, width = images.shape[-2:]
         if (height, width) != (size, size):
@@ -58,5 +58,5 @@ HPS = Preprocess(CLIP_MEAN, CLIP_STD, in_bytes=False)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """float32, or float64 where it is that already."""
+    """Bring to float32, or keep float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-r"""The toy world: 2-D Gaussian mixtures with classes as prompts, where everything is known exactly.
+r"""Make a world of 2-D Gaussian mixtures with classes as prompts, where everything is known exactly.
 
 `mixture` has density, score, posterior mean and classifier-free guidance in closed form at every noise level, and the
 target of alignment, $p_{ref}(x|c)\,e^{r(x,c)/\beta}/Z(c)$, for a quadratic reward; `student` the exact teacher and a

@@ -1,4 +1,4 @@
-"""`python -m fsalign_lib.toy` distils the shipped student again."""
+"""Distil the shipped student again: `python -m fsalign_lib.toy`."""
 
 from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-r"""Gaussian mixtures whose classes are the prompts, known exactly at every noise level, and their exact alignment.
+r"""Define Gaussian mixtures, whose classes are the prompts, exactly: at every noise level, and when aligned.
 
 Noise levels are in VP coordinates, $x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$. A class is an
 integer 0..C-1; -1 means unconditional.
@@ -18,7 +18,7 @@ CLASS_NAMES = ("square", "triangle", "line")
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    r"""$p(x) = \sum_k w_k\,\mathcal{N}(x; m_k, S_k)$, where component $k$ belongs to class `labels[k]`.
+    r"""Define $p(x) = \sum_k w_k\,\mathcal{N}(x; m_k, S_k)$, where component $k$ belongs to class `labels[k]`.
 
     Arguments: `weights` (K,) positive, `means` (K, D), `covs` (K, D, D), `labels` (K,) integers 0..C-1.
     In every method `c` is None or -1 (unconditional), an int, or a LongTensor (B,); `alpha_bar` is a number or (B,).
@@ -48,7 +48,7 @@ class GaussianMixture:
         return torch.linalg.eigh(self.covs)  # (K, D), (K, D, D)
 
     def class_log_weights(self, c) -> Tensor:
-        r"""$\log w_{k|c}$, (B or 1, K): renormalised within the class, $-\infty$ outside it."""
+        r"""Return $\log w_{k|c}$, (B or 1, K): renormalised within the class, $-\infty$ outside it."""
         c = torch.as_tensor(-1 if c is None else c).reshape(-1, 1)
         if bool((c < -1).any() or (c >= self.num_classes).any()):
             raise ValueError(f"class {c.unique().tolist()} unknown: use 0..{self.num_classes - 1}, or -1 for no class")
@@ -56,7 +56,7 @@ class GaussianMixture:
         return (weights / weights.sum(1, keepdim=True)).log()
 
     def _components(self, x_t: Tensor, alpha_bar, c):
-        """Per component: log w_k N(x_t) (B, K), whitening coordinates, their variances and the eigenbasis."""
+        """Return per component log w_k N(x_t) (B, K), whitening coordinates, their variances and the eigenbasis."""
         eigenvalues, basis = (value.to(x_t) for value in self._eigen)
         ab = torch.as_tensor(alpha_bar, dtype=torch.float64).to(x_t).reshape(-1, 1, 1)
         z = torch.einsum("bkd,kde->bke", x_t[:, None] - ab.sqrt() * self.means.to(x_t), basis)  # (B, K, D)
@@ -65,26 +65,26 @@ class GaussianMixture:
         return self.class_log_weights(c).to(x_t) + log_normal, z, variance, eigenvalues, basis, ab
 
     def log_prob_t(self, x_t: Tensor, alpha_bar, c=None) -> Tensor:
-        r"""$\log p_t(x_t|c) = \log\sum_k w_{k|c}\,\mathcal{N}(x_t; \sqrt{\bar\alpha}\,m_k, C_k)$, (B, D) -> (B,),
+        r"""Return $\log p_t(x_t|c) = \log\sum_k w_{k|c}\,\mathcal{N}(x_t; \sqrt{\bar\alpha}\,m_k, C_k)$ (B,) of (B, D),
 
         with $C_k = \bar\alpha S_k + (1-\bar\alpha) I$."""
         return torch.logsumexp(self._components(x_t, alpha_bar, c)[0], dim=1)
 
     def log_prob(self, x: Tensor, c=None) -> Tensor:
-        r"""$\log p(x|c)$, (B, D) -> (B,)."""
+        r"""Return $\log p(x|c)$, (B, D) -> (B,)."""
         return self.log_prob_t(x, 1.0, c)
 
     def responsibilities(self, x_t: Tensor, alpha_bar=1.0, c=None) -> Tensor:
-        r"""$\gamma_k = p(k|x_t, c)$, (B, D) -> (B, K)."""
+        r"""Return $\gamma_k = p(k|x_t, c)$, (B, D) -> (B, K)."""
         return self._components(x_t, alpha_bar, c)[0].softmax(1)
 
     def score_t(self, x_t: Tensor, alpha_bar, c=None) -> Tensor:
-        r"""$\nabla\log p_t(x_t|c) = -\sum_k \gamma_k C_k^{-1}(x_t - \sqrt{\bar\alpha}\,m_k)$, (B, D) -> (B, D)."""
+        r"""Return $\nabla\log p_t(x_t|c) = -\sum_k \gamma_k C_k^{-1}(x_t - \sqrt{\bar\alpha}\,m_k)$.  # (B, D)"""
         log_joint, z, variance, _, basis, _ = self._components(x_t, alpha_bar, c)
         return -torch.einsum("bk,bke,kde->bd", log_joint.softmax(1), z / variance, basis)
 
     def posterior_mean(self, x_t: Tensor, alpha_bar, c=None) -> Tensor:
-        r"""What the plain diffusion loss teaches a network to predict, (B, D) -> (B, D):
+        r"""Return the posterior mean, which the plain diffusion loss teaches a network to predict, (B, D) -> (B, D):
 
         $$E[x_0|x_t,c] = \sum_k \gamma_k [m_k + \sqrt{\bar\alpha}\,S_k C_k^{-1}(x_t - \sqrt{\bar\alpha}\,m_k)].$$
         """
@@ -94,21 +94,21 @@ class GaussianMixture:
         return torch.einsum("bk,bkd->bd", log_joint.softmax(1), means)
 
     def guided_score_t(self, x_t: Tensor, alpha_bar, c, guidance_scale: float) -> Tensor:
-        r"""$s_\varnothing + w\,(s_c - s_\varnothing)$ with $w$ = `guidance_scale`; $w = 1$ is no guidance. (B, D)."""
+        r"""Return $s_\varnothing + w\,(s_c - s_\varnothing)$, $w$ = `guidance_scale`; 1 is no guidance.  # (B, D)"""
         if guidance_scale == 1:
             return self.score_t(x_t, alpha_bar, c)
         free = self.score_t(x_t, alpha_bar)
         return free + guidance_scale * (self.score_t(x_t, alpha_bar, c) - free)
 
     def guided_posterior_mean(self, x_t: Tensor, alpha_bar, c, guidance_scale: float) -> Tensor:
-        r"""$\mu_\varnothing + w\,(\mu_c - \mu_\varnothing)$, Tweedie's image of the guided score. (B, D)."""
+        r"""Return $\mu_\varnothing + w\,(\mu_c - \mu_\varnothing)$, Tweedie's image of the guided score.  # (B, D)"""
         if guidance_scale == 1:
             return self.posterior_mean(x_t, alpha_bar, c)
         free = self.posterior_mean(x_t, alpha_bar)
         return free + guidance_scale * (self.posterior_mean(x_t, alpha_bar, c) - free)
 
     def sample(self, count: int, c=None, generator: torch.Generator | None = None) -> Tensor:
-        r"""`count` exact samples, (count, D) float64; `c` may hold one class per sample."""
+        r"""Draw `count` exact samples, (count, D) float64; `c` may hold one class per sample."""
         weights = self.class_log_weights(c).exp().expand(count, -1)
         k = torch.multinomial(weights, 1, generator=generator).squeeze(1)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
@@ -116,7 +116,7 @@ class GaussianMixture:
         return self.means[k] + torch.einsum("bde,be->bd", basis[k], eigenvalues[k].sqrt() * noise)
 
     def tilted(self, reward: QuadraticReward, beta: float) -> GaussianMixture:
-        r"""The exact optimum of KL-regularised alignment, $p^*(x|c) = p(x|c)\,e^{r(x,c)/\beta}/Z(c)$, as a mixture.
+        r"""Return the optimum of KL-regularised alignment, $p^*(x|c) = p(x|c)\,e^{r(x,c)/\beta}/Z(c)$, as a mixture.
 
         With $r = b^\top x - \tfrac12 x^\top A x$, component $k$ keeps its form:
         $P_k = S_k^{-1} + A/\beta$, $h_k = S_k^{-1}m_k + b/\beta$, $m_k^* = P_k^{-1}h_k$, $S_k^* = P_k^{-1}$,
@@ -141,7 +141,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True)
 class QuadraticReward:
-    r"""$r(x, c) = b_c^\top x - \tfrac12 x^\top A_c x$; call it with x (B, D), c (B,) for (B,).
+    r"""Define $r(x, c) = b_c^\top x - \tfrac12 x^\top A_c x$; call it with x (B, D), c (B,) for (B,).
 
     Arguments: `linear` (C, D), `quadratic` (C, D, D) symmetric.
     """
@@ -155,14 +155,14 @@ class QuadraticReward:
 
     @classmethod
     def toward(cls, point, strength: float, num_classes: int) -> QuadraticReward:
-        r"""$-\tfrac12\,$strength$\,\|x - $point$\|^2$ up to a constant, the same for every class."""
+        r"""Return $-\tfrac12\,$strength$\,\|x - $point$\|^2$ up to a constant, the same for every class."""
         point = torch.as_tensor(point, dtype=torch.float64)
         quadratic = strength * torch.eye(len(point), dtype=torch.float64)
         return cls((strength * point).repeat(num_classes, 1), quadratic.repeat(num_classes, 1, 1))
 
 
 def toy_mixture() -> GaussianMixture:
-    r"""Three prompts, ten modes: "square" (4), "triangle" (3), "line" (3, long and unequal); std about 1 overall."""
+    r"""Build three prompts: "square" (4 modes), "triangle" (3), "line" (3, long and unequal); std about 1."""
     angles = torch.tensor([90.0, 210.0, 330.0], dtype=torch.float64).deg2rad()
     triangle = 1.25 * torch.stack((angles.cos(), angles.sin()), dim=1)
     square = 0.95 * torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
@@ -177,13 +177,13 @@ def toy_mixture() -> GaussianMixture:
 
 
 def toy_reward() -> QuadraticReward:
-    r"""Prefers what lies near (1, 0.6), in every class."""
+    r"""Build a reward that prefers what lies near (1, 0.6), in every class."""
     return QuadraticReward.toward((1.0, 0.6), strength=1.0, num_classes=len(CLASS_NAMES))
 
 
 @dataclass(frozen=True)
 class ModeStatistics:
-    r"""How samples of one class lie about its modes; each sample belongs to the component most likely to have made it.
+    r"""Describe how samples of one class lie about its modes, each at the component most likely to have made it.
 
     With $d^2$ the squared Mahalanobis distance to that component's mean, and "on mode" meaning $d^2 \le 9$:
     """
@@ -196,7 +196,7 @@ class ModeStatistics:
 
 
 def mode_statistics(mixture: GaussianMixture, samples: Tensor, c: int) -> ModeStatistics:
-    r"""`ModeStatistics` of samples (n, 2) of the class `c`."""
+    r"""Compute `ModeStatistics` of samples (n, 2) of the class `c`."""
     x, own = samples.double(), mixture.labels == c
     weights = mixture.class_log_weights(c)[0, own].exp()
     means, covs = mixture.means[own], mixture.covs[own]
@@ -221,7 +221,7 @@ def mode_statistics(mixture: GaussianMixture, samples: Tensor, c: int) -> ModeSt
 def probability_flow(
     mixture: GaussianMixture, x: Tensor, sigmas: Tensor, c=None, guidance_scale: float = 1.0
 ) -> Tensor:
-    r"""Integrates $dx/d\sigma = -\sigma\,\nabla\log p_\sigma(x)$, the exact ODE in VE coordinates, by Heun's steps.
+    r"""Integrate $dx/d\sigma = -\sigma\,\nabla\log p_\sigma(x)$, the exact ODE in VE coordinates, by Heun's steps.
 
     Args:
         x: states at `sigmas[0]`  # (B, D)

@@ -1,4 +1,4 @@
-"""The exact teacher of a mixture, and the small few-step student that is distilled from it."""
+"""Build the exact teacher of a mixture, and distil a small few-step student from it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STUDENT_FILE = Path(__file__).with_name("student.safetensors")
 
 @dataclass(frozen=True)
 class ToyTeacher:
-    r"""The exact diffusion model of a mixture: $\hat x_0 = E[x_0|x_t, c]$, guided if `guidance_scale` is not 1."""
+    r"""Predict a mixture's $\hat x_0 = E[x_0|x_t, c]$ exactly, guided if `guidance_scale` is not 1."""
 
     mixture: GaussianMixture = field(default_factory=toy_mixture)
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule.scaled_linear)
     guidance_scale: float = 1.0
 
     def predict_x0(self, x_t: Tensor, t, cond) -> Tensor:
-        r"""x_t (B, 2), t int or (B,), cond (B,) classes -> x0_hat (B, 2)."""
+        r"""Predict x0_hat (B, 2) from x_t (B, 2), t int or (B,), and cond (B,) classes."""
         return self.mixture.guided_posterior_mean(x_t, self.schedule.alpha_bar[t], cond, self.guidance_scale)
 
     def predict_eps(self, x_t: Tensor, t, cond) -> Tensor:
@@ -39,7 +39,7 @@ class ToyTeacher:
 
 
 class ToyStudent(nn.Module):
-    r"""A small few-step student: $\hat x_0 = \sqrt{\bar\alpha_t}\,x_t - \sqrt{1-\bar\alpha_t}\,F_\theta(x_t, t, c)$.
+    r"""Predict by a small network: $\hat x_0 = \sqrt{\bar\alpha_t}\,x_t - \sqrt{1-\bar\alpha_t}\,F_\theta(x_t, t, c)$.
 
     The network gives a velocity, so that no noise level divides by a small $\sqrt{\bar\alpha_t}$; time and class scale
     and shift its three hidden layers. `reference()` is a context under which predictions come from the weights of the
@@ -70,7 +70,7 @@ class ToyStudent(nn.Module):
         return self.schedule.x0_from_v(x_t, self.out(h), t)
 
     def predict_x0(self, x_t: Tensor, t, cond: Tensor) -> Tensor:
-        r"""x_t (B, 2), t int or (B,), cond (B,) classes -> x0_hat (B, 2)."""
+        r"""Predict x0_hat (B, 2) from x_t (B, 2), t int or (B,), and cond (B,) classes."""
         if self._in_reference:
             return torch.func.functional_call(self, self._frozen, (x_t, t, cond))
         return self(x_t, t, cond)
@@ -79,7 +79,7 @@ class ToyStudent(nn.Module):
         return self.schedule.eps_from_x0(x_t, self.predict_x0(x_t, t, cond), t)
 
     def freeze_reference(self) -> ToyStudent:
-        r"""Makes the present weights the reference; returns the student itself."""
+        r"""Make the present weights the reference; return the student itself."""
         self._frozen = {name: value.detach().clone() for name, value in self.state_dict().items()}
         return self
 
@@ -102,7 +102,7 @@ def distil(
     batch_size: int = 512,
     learning_rate: float = 8e-3,
 ) -> ToyStudent:
-    r"""A few-step student by regression on the exact ODE: $\min_\theta E\,\|\hat x_0(x_t, t, c) - x_0(x_t)\|^2$,
+    r"""Distil a few-step student by regression on the exact ODE: $\min_\theta E\,\|\hat x_0(x_t, t, c) - x_0(x_t)\|^2$,
 
     where $x_0(x_t)$ is the end of the exact trajectory through $x_t$ (the ideal consistency function), not the
     posterior mean: its few-step samples are therefore sharp. A quarter of the trajectories have no class; each
@@ -134,7 +134,7 @@ def distil(
 
 
 def load_student(path: str | Path = STUDENT_FILE) -> ToyStudent:
-    """The shipped student, as `python -m fsalign_lib.toy` makes it by `distil(ToyTeacher())`; its own reference."""
+    """Load the shipped student, which `python -m fsalign_lib.toy` distils from `ToyTeacher()`; its own reference."""
     student = ToyStudent()
     student.load_state_dict(load_file(path))
     return student.freeze_reference()

@@ -1,4 +1,4 @@
-"""Two short trainings of the toy student, as generators: naive fine-tuning, and online PSO."""
+"""Train the toy student, as generators: by naive fine-tuning, and by online PSO."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fsalign_lib.toy.student import ToyStudent
 
 @dataclass(frozen=True)
 class ReferenceLastStep:
-    r"""The model with its reference (the adapter off) at the time `last`; elsewhere the model as it is.
+    r"""Use the reference (the adapter off) at the time `last`, and elsewhere the model as it is.
 
     The deterministic last step of `Renoise` and `EulerAncestral` enters no policy loss, but it shares its weights with
     the steps that do, and drifts with them. Held like this it is part of the environment, as the theory takes it.
@@ -50,7 +50,7 @@ def naive_fine_tuning(
     batch_size: int = 512,
     learning_rate: float = 1e-3,
 ) -> Iterator[float]:
-    r"""Trains the student in place on exact data with the plain diffusion loss; yields it round by round.
+    r"""Train the student in place on exact data with the plain diffusion loss; yields it round by round.
 
     $$E\,\|\epsilon - \epsilon_\theta(x_t, t, c)\|^2,$$
 
@@ -83,7 +83,7 @@ def online_pso(
     pairs: int = 256,
     learning_rate: float = 3e-4,
 ) -> Iterator[dict[str, float]]:
-    r"""Trains the student in place by online PSO [PSO Eq. 7], one update a round; yields each round's numbers.
+    r"""Train the student in place by online PSO [PSO Eq. 7], one update a round; yields each round's numbers.
 
     With `labels="bradley-terry"` sample a beats b with probability $\sigma(r_a - r_b)$. The loss (log-probs summed
     over dimensions, steps inside the sigmoid) is then the cross-entropy between this probability and

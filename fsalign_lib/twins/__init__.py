@@ -1,4 +1,4 @@
-"""Small random twins of the published models and rewards: the same files, classes and configuration fields.
+"""Write small random twins of the published models and rewards: the same files, classes, configuration fields.
 
 `save_twin(name, folder)` and `save_reward_twin(name, folder)` write what a preset or a full-size reward reads, in the
 layout of `fsalign_lib.hub`, so that `models.load(name, hub=folder)` and `load_reward(name, scale="full", hub=folder)`

@@ -1,4 +1,4 @@
-"""The configurations of the published models, for counting and planning without their weights, and for small twins.
+"""Hold the configurations of the published models, for planning without weights, and for small twins.
 
 Each dictionary holds the fields of a published config.json that differ from the defaults of its class in diffusers or
 transformers. `SOURCES` says where each was read: in public copies of the files, since the hub could not be asked.
@@ -154,7 +154,7 @@ PREPROCESS = {"pickscore": PICKSCORE, "clipscore": OPENAI, "hps": HPS, "hps-2.1"
 
 
 def meta_unet(name: str) -> nn.Module:
-    """The UNet (or transformer) of a preset at its full size, without memory for its weights.
+    """Build the UNet (or transformer) of a preset at its full size, without memory for its weights.
 
     Raises:
         ValueError: a preset whose configuration is not known here.
@@ -169,7 +169,7 @@ def meta_unet(name: str) -> nn.Module:
 
 
 class MetaTokenizer:
-    """Token ids without values, for text encoders on the meta device."""
+    """Make token ids without values, for text encoders on the meta device."""
 
     def __init__(self, length: int):
         self.model_max_length = length
@@ -180,7 +180,7 @@ class MetaTokenizer:
 
 
 class MetaT5Text(T5Text):
-    """What T5 gives, without calling it: it would look into the mask, where a meta tensor has no values."""
+    """Return what T5 would, without calling it: it looks into the mask, where a meta tensor has no values."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         mask = self.tokenizer(list(prompts)).attention_mask
@@ -189,7 +189,7 @@ class MetaT5Text(T5Text):
 
 
 def meta_model(name: str, dtype: torch.dtype = torch.float32) -> LatentModel:
-    """A published model at its full size, without memory for its weights: only shapes come out of it.
+    """Build a published model at its full size, without memory for its weights: only shapes come out of it.
 
     Raises:
         ValueError: a preset whose configuration is not known here.
@@ -219,7 +219,7 @@ def meta_model(name: str, dtype: torch.dtype = torch.float32) -> LatentModel:
 
 
 def meta_reward(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A published reward at its full size, without memory for its weights.
+    """Build a published reward at its full size, without memory for its weights.
 
     Raises:
         ValueError: a reward whose configuration is not known here.

@@ -1,4 +1,4 @@
-"""The twins of the published models."""
+"""Write the twins of the published models."""
 
 import io
 import json
@@ -51,12 +51,12 @@ def save_twin(name: str, folder: Path, seed: int = 0) -> Path:
 
 
 def tokenizer(pad: str = "<|endoftext|>") -> transformers.CLIPTokenizer:
-    """CLIP's tokenizer without its merges: a word is spelled."""
+    """Build CLIP's tokenizer without its merges: a word is spelled."""
     return transformers.CLIPTokenizer(vocab=clip_vocabulary(), merges=[], model_max_length=TEXT_LENGTH, pad_token=pad)
 
 
 def _unet(config: dict) -> diffusers.UNet2DConditionModel:
-    """A published configuration with its widths and depths cut."""
+    """Cut widths and depths of a published configuration."""
     blocks = len(config["block_out_channels"])
     small = {
         "sample_size": LATENT,
@@ -151,7 +151,7 @@ def _save_pixart(name: str, folder: Path, source: str, seed: int) -> None:
 
 
 def _save_t5_words(folder: Path) -> transformers.T5Tokenizer:
-    """T5's tokenizer in the published form, SentencePiece's own file, over the characters."""
+    """Write T5's tokenizer in the published form, SentencePiece's own file, over the characters."""
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -1,4 +1,4 @@
-"""The twins of the published rewards."""
+"""Write the twins of the published rewards."""
 
 import json
 import string
@@ -65,17 +65,17 @@ def write(path: Path, content) -> None:
 
 
 def clip_words(vocabulary: Mapping[str, int], merges: list[str]) -> dict:
-    """The files of CLIP's tokenizer."""
+    """Return the files of CLIP's tokenizer."""
     return {f"{full.CLIP_H}/vocab.json": vocabulary, f"{full.CLIP_H}/merges.txt": ["#version: 0.2", *merges]}
 
 
 def hps_checkpoint(state: Mapping[str, Tensor]) -> dict:
-    """The training checkpoint in which HPS's weights lie."""
+    """Build the training checkpoint in which HPS's weights lie."""
     return {"epoch": 1, "name": "hps", "state_dict": state}
 
 
 def _filled(module: nn.Module, source: str, seed: int) -> nn.Module:
-    """With weights that keep activations at a size of about 1, so that scores vary."""
+    """Fill a network with weights that keep activations at a size of about 1, so that scores vary."""
     seed_by(source, seed)
     for name, p in module.named_parameters():
         if p.ndim < 2:
@@ -110,7 +110,7 @@ def _open_clip(path: str, seed: int) -> dict:
 
 
 def bert_words() -> list[str]:
-    """A vocabulary of characters, with BERT's special tokens where they are in the published one."""
+    """Build a vocabulary of characters, with BERT's special tokens where they are in the published one."""
     letters = string.ascii_lowercase + string.digits + string.punctuation
     special = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     return [*special, *letters, *(f"##{letter}" for letter in string.ascii_lowercase + string.digits)]
@@ -152,7 +152,7 @@ FILES = {  # the JPEG rewards read none
 
 
 def save_dino_twin(folder: Path, seed: int = 0) -> Path:
-    """Write what `image_encoder.load_image_encoder("full")` reads; returns the folder."""
+    """Write what `rewards.dino.load_image_encoder("full")` reads, and return the folder."""
     tower = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.ViTConfig(**tower, image_size=SIZE, patch_size=PATCH)
     with torch.random.fork_rng():

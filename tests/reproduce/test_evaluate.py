@@ -11,8 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from fsalign_lib import rewards, twins
-from fsalign_lib.metrics import features as metrics
-from fsalign_lib.metrics import frechet, statistics
+from fsalign_lib.metrics import frechet
 from fsalign_lib.models import load as models
 from fsalign_lib.pocket import networks
 from fsalign_lib.pocket.captions import ANIMALS
@@ -21,6 +20,7 @@ from reproduce import fid_reference as reference
 from reproduce.evaluation import metrics as scoring
 from reproduce.training import run as runs
 from tests import evaluation_worker, tiny
+from tests.exact import fitted
 
 SEEDS = (0, 1, 2)
 
@@ -86,7 +86,7 @@ def test_diversity_is_the_mean_distance_within_a_prompt(classifier):
         features = classifier.resnet(images * 2 - 1).pooler_output.flatten(1)
         scores = scoring.diversity(classifier, images, ["a cat"] * 3 + ["a dog"] * 2)
     unit = features / features.norm(dim=1, keepdim=True)
-    assert scores[:3].mean().item() == pytest.approx(metrics.mean_pairwise_distance(unit[:3]), abs=1e-5)
+    assert scores[:3].mean().item() == pytest.approx(torch.pdist(unit[:3]).mean().item(), abs=1e-5)
     assert scores[3:].tolist() == pytest.approx([(unit[3] - unit[4]).norm().item()] * 2, abs=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_interval_without_the_runs_would_be_too_narrow():
     rng = np.random.default_rng(0)
     data = rng.normal(size=(3, 1, 1)) + 0.1 * rng.normal(size=(3, 40, 4))
     good = evaluate.crossed_interval(data)
-    naive = statistics.paired_bootstrap(data.ravel(), 0 * data.ravel(), np.tile(np.repeat(np.arange(40), 4), 3))
+    naive = evaluate.crossed_interval(data.transpose(1, 0, 2).reshape(1, 40, 12))  # as if all were of one run
     assert good.high - good.low > 5 * (naive.high - naive.low)
 
 
@@ -206,7 +206,7 @@ def test_fid_is_the_distance_of_the_pictures_features(model):
         result = evaluate.evaluate(model, None, 2, tiny.PROMPTS, SEEDS, {"fid": fid}, batch=batch)
         images = evaluate.sample(model, None, 2, tiny.PROMPTS, SEEDS).flatten(0, 1)
         images = F.interpolate((images * 255).round() / 255, (8, 8), mode="bilinear")  # as from a PNG
-        expected = metrics.frechet_distance(evaluation_worker.small_features(images), other)
+        expected = frechet.gaussian_frechet(fitted(evaluation_worker.small_features(images)), fitted(other))
         assert result["means"]["fid"] == pytest.approx(expected, rel=1e-4) and expected > 0.1
         assert result["scores"] == {} and result["fid"] == {"pictures": 18, "reference": 40, "dimensions": 12}
     assert asked == [tuple(tiny.PROMPTS)] * 2
@@ -301,7 +301,7 @@ def test_full_scale_loads_the_published_rewards_each_once(monkeypatch):
     with torch.no_grad():
         unit = found["aesthetic"].reward.image_embeddings(images)
         scores = found["diversity"](images, prompts)
-    assert scores[:3].mean().item() == pytest.approx(metrics.mean_pairwise_distance(unit[:3]), abs=1e-5)
+    assert scores[:3].mean().item() == pytest.approx(torch.pdist(unit[:3]).mean().item(), abs=1e-5)
     loaded.clear()
     scoring.load_metrics(["diversity"], scale="full")
     assert loaded == [("aesthetic", "full")]

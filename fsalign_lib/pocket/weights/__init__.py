@@ -1,4 +1,4 @@
-"""Where the pocket world's weights lie (CC BY-SA 4.0, see README.md beside this file)."""
+"""Keep the pocket world's weights (CC BY-SA 4.0, see README.md beside this file)."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ WEIGHTS = Path(__file__).parent
 
 
 def require_folder(folder: Path) -> Path:
-    """The folder of one part.
+    """Return the folder of one part.
 
     Raises:
         FileNotFoundError: it is not there.

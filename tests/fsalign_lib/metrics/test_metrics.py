@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fsalign_lib.metrics.densities import Grid, discrete_kl, gaussian_kl, histogram_kl
-from fsalign_lib.metrics.features import (
-    cosine_kernel,
-    frechet_distance,
-    mean_pairwise_distance,
-    rbf_kernel,
-    sharpness,
-    vendi_score,
-)
-from fsalign_lib.metrics.statistics import Interval, paired_bootstrap
+from fsalign_lib.metrics.densities import Grid, gaussian_kl, histogram_kl
+from fsalign_lib.metrics.features import cosine_kernel, sharpness, vendi_score
+from fsalign_lib.metrics.frechet import gaussian_frechet
+from fsalign_lib.metrics.statistics import Interval, crossed_interval
+from tests.exact import discrete_kl, fitted
 
 
 @pytest.fixture
@@ -21,64 +16,64 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-# paired_bootstrap
+# crossed_interval
 
 
-def test_paired_bootstrap_of_a_constant_difference_has_no_width(rng):
+def of_pairs(after, before, level=0.95):
+    """One training run, one picture a prompt."""
+    return crossed_interval((np.asarray(after) - np.asarray(before))[None, :, None], level)
+
+
+def test_interval_of_a_constant_difference_has_no_width(rng):
     b = rng.normal(size=50)
-    assert paired_bootstrap(b + 0.25, b) == pytest.approx((0.25, 0.25, 0.25))
+    assert of_pairs(b + 0.25, b) == pytest.approx((0.25, 0.25, 0.25))
 
 
-def test_paired_bootstrap_is_about_the_difference_and_repeats(rng):
+def test_interval_is_about_the_difference(rng):
     b = 10 * rng.normal(size=200)  # the pairs differ much more between than within
     a = b + rng.normal(0.3, 1, size=200)
-    interval = paired_bootstrap(a, torch.tensor(b), seed=1)
-    assert interval == paired_bootstrap(a, b, seed=1) and interval != paired_bootstrap(a, b, seed=2)
+    interval = of_pairs(a, b)
     assert interval.estimate == pytest.approx((a - b).mean()) and interval.low < interval.estimate < interval.high
     width = 2 * 1.96 * (a - b).std(ddof=1) / np.sqrt(200)
     assert interval.high - interval.low == pytest.approx(width, rel=0.05)
-    unpaired = paired_bootstrap(a, rng.permutation(b))
+    unpaired = of_pairs(a, rng.permutation(b))
     assert unpaired.high - unpaired.low > 5 * width
-    swapped = paired_bootstrap(b, a, seed=1)
-    assert swapped.low == pytest.approx(-interval.high, abs=0.02)
+    swapped = of_pairs(b, a)
+    assert (swapped.low, swapped.high) == pytest.approx((-interval.high, -interval.low))
 
 
-def test_paired_bootstrap_covers_the_truth(rng):
+def test_interval_covers_the_truth(rng):
     """Skewed differences, 50 pairs: at 95% asked it must hold the mean in 88-99% of 400 trials, and at 50% in half."""
     hits = {0.95: 0, 0.5: 0}
-    for trial in range(400):
+    for _ in range(400):
         a = rng.exponential(1.0, 50)
         for level in hits:
-            interval = paired_bootstrap(a, np.zeros(50), level=level, resamples=400, seed=trial)
+            interval = of_pairs(a, np.zeros(50), level)
             hits[level] += interval.low <= 1.0 <= interval.high
     assert 0.88 < hits[0.95] / 400 < 0.99 and 0.42 < hits[0.5] / 400 < 0.58
 
 
-def test_paired_bootstrap_resamples_whole_groups(rng):
-    a, b = rng.normal(size=40), np.zeros(40)
-    copies, names = np.repeat(a, 10), np.repeat([f"prompt {i:02d}" for i in range(40)], 10)
-    whole = paired_bootstrap(copies, np.zeros(400), groups=names)
-    assert whole == pytest.approx(paired_bootstrap(a, b)), "copies of a pair are no evidence"
-    naive = paired_bootstrap(copies, np.zeros(400))
+def test_interval_keeps_a_prompts_pictures_together(rng):
+    a = rng.normal(size=40)
+    copies = np.repeat(a[:, None], 10, axis=1)  # (P, E)
+    whole = crossed_interval(copies[None])
+    assert whole == pytest.approx(of_pairs(a, 0 * a)), "copies of a pair are no evidence"
+    naive = crossed_interval(copies.reshape(1, -1, 1))
     assert (whole.high - whole.low) > 2.5 * (naive.high - naive.low)
-    uneven = paired_bootstrap([1.0, 1.0, 4.0], [0.0, 0.0, 0.0], groups=[0, 0, 1])
-    assert uneven.estimate == pytest.approx(2.0) and (uneven.low, uneven.high) == pytest.approx((1.0, 4.0))
 
 
 @pytest.mark.parametrize(
-    ("after", "before", "options", "message"),
+    ("differences", "level", "message"),
     [
-        ([1.0, 2.0], [1.0], {}, r"after has shape \(2,\) and before \(1,\)"),
-        ([1.0, np.nan], [1.0, 2.0], {}, "not finite"),
-        ([1.0], [1.0], {}, "1 pair or group: expected at least 2"),
-        ([1.0, 2.0], [1.0, 2.0], {"groups": [0, 0]}, "1 pair or group"),
-        ([1.0, 2.0], [1.0, 2.0], {"groups": [0]}, r"groups has shape \(1,\)"),
-        ([1.0, 2.0], [1.0, 2.0], {"level": 95}, "level = 95"),
+        (np.zeros((2, 3)), 0.95, r"differences have shape \(2, 3\): expected \(T, P, E\)"),
+        (np.array([[[1.0], [np.nan]]]), 0.95, "every value finite"),
+        (np.ones((1, 1, 4)), 0.95, "1 prompt: an interval needs 2 or more"),
+        (np.ones((1, 2, 1)), 95, "level = 95"),
     ],
 )
-def test_paired_bootstrap_names_bad_input(after, before, options, message):
+def test_interval_names_bad_input(differences, level, message):
     with pytest.raises(ValueError, match=message):
-        paired_bootstrap(after, before, **options)
+        crossed_interval(differences, level)
 
 
 def test_interval_prints_and_decides():
@@ -86,7 +81,7 @@ def test_interval_prints_and_decides():
     assert not Interval(0.1, -0.5, 1).excludes() and Interval(0.1, 0.05, 1).excludes() and Interval(2, 1, 3).excludes(4)
 
 
-# frechet_distance, gaussian_kl
+# gaussian_frechet, gaussian_kl
 
 
 def exactly(mean, cov, rng, count: int = 60) -> np.ndarray:
@@ -97,27 +92,31 @@ def exactly(mean, cov, rng, count: int = 60) -> np.ndarray:
     return z @ np.linalg.cholesky(cov).T + mean
 
 
-def test_frechet_distance_of_known_gaussians(rng):
+def distance(x, y):
+    return gaussian_frechet(fitted(x), fitted(y))
+
+
+def test_gaussian_frechet_of_known_gaussians(rng):
     a, b = np.array([[2.0, 0.7], [0.7, 1.0]]), np.array([[1.0, -0.4], [-0.4, 3.0]])
     x, y = exactly([1.0, 2.0], a, rng), exactly([0.0, -1.0], b, rng, 90)
     # In two dimensions tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)); a and b do not commute.
     cross = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
     expected = 1 + 9 + np.trace(a + b) - 2 * cross
-    assert frechet_distance(x, y) == pytest.approx(expected) == frechet_distance(torch.tensor(y), x)
+    assert distance(x, y) == pytest.approx(expected) == distance(torch.tensor(y), x)
     elementwise = 10 + ((np.sqrt(np.diag(a)) - np.sqrt(np.diag(b))) ** 2).sum()
     assert abs(expected - elementwise) > 0.1, "the check must notice covariances taken as diagonal"
 
 
-def test_frechet_distance_is_zero_for_equal_sets_and_blind_to_rotation(rng):
+def test_gaussian_frechet_is_zero_for_equal_sets_and_blind_to_rotation(rng):
     x, shift = rng.normal(size=(30, 40)), rng.normal(size=40)  # fewer samples than dimensions
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(x, x + shift) == pytest.approx((shift**2).sum(), rel=1e-6)
+    assert distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert distance(x, x + shift) == pytest.approx((shift**2).sum(), rel=1e-6)
     y, (rotation, _) = rng.normal(size=(50, 40)) * 2, np.linalg.qr(rng.normal(size=(40, 40)))
-    assert frechet_distance(x @ rotation, y @ rotation) == pytest.approx(frechet_distance(x, y))
+    assert distance(x @ rotation, y @ rotation) == pytest.approx(distance(x, y))
     with pytest.raises(ValueError, match="40 and 39 dimensions"):
-        frechet_distance(x, y[:, 1:])
+        distance(x, y[:, 1:])
     with pytest.raises(ValueError, match="every value finite"):
-        frechet_distance(x, np.full((3, 40), np.nan))
+        distance(x, np.full((3, 40), np.nan))
 
 
 def test_gaussian_kl_is_that_of_torch_distributions(rng):
@@ -137,21 +136,15 @@ def test_gaussian_kl_is_that_of_torch_distributions(rng):
 # diversity
 
 
-def test_mean_pairwise_distance(rng):
-    x = rng.normal(size=(20, 5))
-    assert mean_pairwise_distance(x) == pytest.approx(float(torch.pdist(torch.tensor(x)).mean()))
-    assert mean_pairwise_distance(np.array([[0.0, 0], [3, 4]])) == 5
-    assert mean_pairwise_distance(np.ones((4, 3))) == 0
-
-
 def test_vendi_score_counts_what_differs(rng):
     assert vendi_score(np.ones((7, 7))) == pytest.approx(1)
     assert vendi_score(np.eye(7)) == pytest.approx(7)
     twice = cosine_kernel(np.repeat(np.eye(3), 4, axis=0) * rng.uniform(1, 5, size=(12, 1)))
     assert vendi_score(twice) == pytest.approx(3), "three kinds, however often and however long"
     x = rng.normal(size=(10, 4))
-    assert 1 < vendi_score(rbf_kernel(x, 2.0)) < vendi_score(rbf_kernel(x, 0.5)) < 10
-    assert rbf_kernel(x, 2.0)[0, 1] == pytest.approx(np.exp(-((x[0] - x[1]) ** 2).sum() / 8))
+    square = ((x[:, None] - x) ** 2).sum(-1)
+    wide, narrow = np.exp(-square / 8), np.exp(-square / 0.5)
+    assert 1 < vendi_score(wide) < vendi_score(narrow) < 10
     with pytest.raises(ValueError, match="ones on the diagonal"):
         vendi_score(2 * np.eye(3))
     with pytest.raises(ValueError, match="a feature row is zero"):
@@ -204,14 +197,7 @@ def test_grid_counts_every_sample_once():
         grid.counts(torch.tensor([[np.nan, 0.0]]))
 
 
-def test_discrete_kl():
-    p, q = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.5, 0.25])
-    assert discrete_kl(p, q) == pytest.approx(0.5 * np.log(2)) and discrete_kl(p, p) == 0
-    assert discrete_kl(q, p) == np.inf
-    assert discrete_kl(np.stack([p, q]), np.stack([q, q])) == pytest.approx(0.25 * np.log(2))
-
-
-def test_discrete_kl_of_gaussians_is_theirs():
+def test_kl_of_cells_of_gaussians_is_theirs():
     grid = Grid(-6, 6, 120)
     p, q = grid.probabilities(normal([0.5, 0.0], [0.8, 1.0])), grid.probabilities(normal([0.0, 0.0], [1.0, 0.9]))
     exact = gaussian_kl([0.5, 0.0], np.diag([0.64, 1.0]), [0.0, 0.0], np.diag([1.0, 0.81]))

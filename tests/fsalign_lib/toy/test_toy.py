@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fsalign_lib.kernels import DDIM, build_kernel
-from fsalign_lib.metrics.densities import Grid, discrete_kl, histogram_kl
+from fsalign_lib.metrics.densities import Grid, histogram_kl
 from fsalign_lib.rollout import rollout
 from fsalign_lib.schedules import NoiseSchedule, renoise_timesteps
 from fsalign_lib.toy import (
@@ -25,6 +25,7 @@ from fsalign_lib.toy import (
     toy_mixture,
     toy_reward,
 )
+from tests.exact import discrete_kl
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 TIMES = [999, 749, 499, 249, 19]
