@@ -31,7 +31,7 @@ from reproduce.common.files import plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.evaluation.metrics import Metric, load_metrics
 from reproduce.evaluation.scores import compare, evaluate, sample
-from reproduce.training.run import make_config
+from reproduce.recipes import make_config
 
 CREDIT = "Pictures: weights trained on OpenMoji (openmoji.org), CC BY-SA 4.0"
 SMOOTH = 10  # rounds that the progress bar averages the reward over

@@ -20,9 +20,9 @@ from fsalign_lib.models import load as models
 from fsalign_lib.models import presets
 from fsalign_lib.models.hub import REVISIONS
 from fsalign_lib.models.latent_model import LatentModel
-from reproduce import recipes
 from reproduce.common.cli import command_line
 from reproduce.common.files import last_checkpoint, writable_folder, write_text
+from reproduce.recipes import recipe
 
 
 @dataclass(kw_only=True)
@@ -135,13 +135,13 @@ def usage(setup: Setup) -> str:
 
 def settings_table(training: dict) -> str:
     """The run's settings, each with where its value comes from."""
-    recipe = recipes.RECIPES.get((training["method"], training["scale"]), {})
+    known = recipe(training["method"], training["scale"])
     lines = ["| setting | value | source |", "| --- | --- | --- |"]
     for name, value in training.items():
         if name in ("method", "scale", "model", "out", "resume"):
             continue
-        taken, why = recipe.get(name, (None, "default" if name not in recipe else ""))
-        if name in recipe and json.loads(json.dumps(taken, default=str)) != value:
+        taken, why = known.get(name, (None, "default"))
+        if name in known and json.loads(json.dumps(taken, default=str)) != value:
             why = f"given for this run; the recipe has {taken}"
         lines.append(f"| {name} | {value} | {why} |")
     return "\n".join(lines)

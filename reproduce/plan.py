@@ -27,7 +27,6 @@ from fsalign_lib.models.load import load
 from fsalign_lib.models.presets import PRESETS
 from fsalign_lib.rewards import load_reward
 from fsalign_lib.twins import architectures
-from reproduce import recipes
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain
 from reproduce.data.prompt_sets import read_prompts
@@ -36,10 +35,11 @@ from reproduce.planner.distill_footprint import DistillFootprint, DistillNetwork
 from reproduce.planner.footprint import Footprint, Networks
 from reproduce.planner.gpus import GPU, MEMORIES, USABLE, UTILISATION, named
 from reproduce.planner.text import text
+from reproduce.recipes import make_config
 from reproduce.train_offline import OfflineConfig
 from reproduce.training.distill_config import DistillConfig
-from reproduce.training.distillation import DISTILL
-from reproduce.training.run import TrainConfig, make_config
+from reproduce.training.methods import METHODS, sums_steps
+from reproduce.training.run import TrainConfig
 from reproduce.training.sampling import OnlineConfig
 
 GB = 2**30
@@ -107,10 +107,10 @@ def trained_rows(table: Table, asked: Sequence[str]) -> list[str]:
 def row_config(config: PlanConfig, table: Table, name: str) -> TrainConfig:
     """The recipe's settings and the row's own, but for what is asked otherwise and what the GPU lacks."""
     row = table.rows[name]
-    config_type = OnlineConfig if row.method in recipes.ONLINE else OfflineConfig
+    config_type = OnlineConfig if METHODS[row.method].loop == "online" else OfflineConfig
     models = row.sampled.models if row.sampled else table.models
     settings = {"model": models[config.scale]} | row.own(config.scale)
-    if row.method in DISTILL:
+    if METHODS[row.method].loop == "distill":
         config_type, settings = DistillConfig, {"teacher": table.teachers[config.scale]} | settings
     settings |= {"model": config.model} if config.model else {}
     made = make_config(config_type, row.method, config.scale, **settings)
@@ -254,7 +254,7 @@ def plan_row(plan: Plan, config: TrainConfig, nets: Networks | DistillNetworks) 
             }
         )
     online, distilled = footprint.online, isinstance(config, DistillConfig)
-    batch_of = "pairs" if not online or recipes.sums_steps(config) else "steps of pairs"
+    batch_of = "pairs" if not online or sums_steps(config) else "steps of pairs"
     return {
         "config": plain(config),
         "image_size": nets.model.image_size,

@@ -10,9 +10,9 @@ then sampled in 1, 4, 16 and 50 steps.
 
 from collections.abc import Iterator, Sequence
 
-from reproduce import recipes
 from reproduce.harness.command import command
 from reproduce.harness.declare import Prompts, Row, Table, World
+from reproduce.recipes import recipe
 
 REWARDS = {
     "imagereward": ("ImageReward", 3),
@@ -42,7 +42,7 @@ def full_settings(method: str, reward: str) -> dict:
 def tried(method: str, reward: str) -> str:
     """On Aesthetic the recipe's words; on the others the rates, * the one taken."""
     if reward == "aesthetic":
-        rate, source = recipes.RECIPES[method, "pocket"]["lr"]
+        rate, source = recipe(method, "pocket")["lr"]
         return f"lr {rate:g}, {source} (seed 0, up to 40 rounds of 16 pairs)"
     rates = "3e-4*, 1e-3" if method == "sdpo" else "1e-3*, 2e-3, 5e-3"
     return f"lr {rates}, on ImageReward: the best of the last eight rounds (32 rounds of a seed of its own)"

@@ -29,9 +29,9 @@ from fsalign_lib.losses.preference import pso_weights
 from fsalign_lib.models.conditioning import Cond, cat
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import seeded_noise
-from reproduce import recipes
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.data.pairs import PairLatents, read_latents
+from reproduce.training.methods import METHODS, Errors, find
 from reproduce.training.references import half_gradients, reference_log_probs
 from reproduce.training.run import Run, TrainConfig, check, divides, load_model, parse_training, training_kernel
 
@@ -42,7 +42,7 @@ KEPT_PROMPTS = 8192  # their conditions are kept: 2.6 GB for SDXL in half precis
 class OfflineConfig(TrainConfig):
     """Fine-tune a few-step model on pairs of pictures, a preferred and another."""
 
-    METHODS: ClassVar = recipes.OFFLINE
+    loop: ClassVar = "offline"
 
     pairs: Path
     """Folder with pairs.jsonl (see reproduce/build_pairs.py); for methods without losers also one of pictures with
@@ -85,7 +85,7 @@ class Setup:
 
 def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
     """Check the settings, load what they name. A model that is given is taken in place of the named one."""
-    recipes.recipe(config.method, config.scale, recipes.OFFLINE)
+    find(config.method, "offline")
     positive(config, "updates", "batch", "prior_weight")
     check(config)
     check_halves(config)
@@ -98,14 +98,14 @@ def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
     kernel = training_kernel(config, model)
     run = Run(config, model)  # checks its settings and folder, so before the pictures are encoded
     prompts, latents = read_latents(config.pairs, model, config.resize, run.accelerator, spare=config.out)
-    if config.method not in recipes.WITHOUT_LOSERS and latents.places.shape[1] == 1:
+    if "losers" in METHODS[config.method].needs and latents.places.shape[1] == 1:
         raise ValueError(f"method {config.method} needs pairs, and {config.pairs} has no pairs.jsonl: build some")
     cond = model.encode_prompts(prompts) if len(set(prompts)) <= KEPT_PROMPTS else None
     prior = None
     if config.prior is not None:
         captions, pictures = read_latents(config.prior, model, config.resize, run.accelerator, spare=config.out)
         prior = pictures, model.encode_prompts(captions)
-    weight = pso_weights(kernel, config.eq5_weights) if config.method in recipes.SAMPLE else None
+    weight = pso_weights(kernel, config.eq5_weights) if "own samples" in METHODS[config.method].needs else None
     return Setup(config, model, prompts, latents, cond, kernel, run, weight, prior)
 
 
@@ -114,8 +114,9 @@ def check_halves(config: OfflineConfig) -> None:
     if config.halves_every is None:
         return
     positive(config, "halves_every")
-    if config.method not in recipes.SAMPLE:
-        raise ValueError(f"halves_every = {config.halves_every}: only {', '.join(recipes.SAMPLE)} has two halves")
+    if "own samples" not in METHODS[config.method].needs:
+        those = ", ".join(name for name, method in METHODS.items() if "own samples" in method.needs)
+        raise ValueError(f"halves_every = {config.halves_every}: only {those} has two halves")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("halves_every measures on one process: leave it out here, or use one process")
 
@@ -160,13 +161,13 @@ def noised(setup: Setup, update: int, rows: Tensor) -> tuple[Tensor, Tensor, Ten
     c, model = setup.config, setup.model
     t = times(setup, update, rows)
     x0 = setup.latents[rows].to(model.device)
-    if c.method in recipes.WITHOUT_LOSERS:
+    if "losers" not in METHODS[c.method].needs:
         x0 = x0[:, :1]
     if setup.prior:
         x0 = torch.cat([x0, setup.prior[0][prior_rows(setup, update, rows)][:, :1].to(model.device)], 1)
     P, K, S = *x0.shape[:2], t.shape[1]
     draws = 1 if c.shared_noise else K
-    rollouts = setup.kernel.num_steps + 1 if c.method in recipes.SAMPLE else 0
+    rollouts = setup.kernel.num_steps + 1 if "own samples" in METHODS[c.method].needs else 0
     noise = seeded_noise(c.seed, update, rows, model.latent_shape, draws * S + rollouts)
     eps = noise[:, : draws * S].unflatten(1, (draws, S)).expand(P, K, S, *model.latent_shape).to(x0.device)
     t_all = t[:, None].expand(P, K, S)
@@ -198,7 +199,7 @@ def picture_conditions(setup: Setup, update: int, rows: Tensor, cond: Cond, pict
     return cat([cond, setup.prior[1][prior_rows(setup, update, rows)]])[which.flatten()]
 
 
-def batch_errors(setup: Setup, update: int, rows: Tensor) -> tuple[recipes.Errors, Tensor | None]:
+def batch_errors(setup: Setup, update: int, rows: Tensor) -> tuple[Errors, Tensor | None]:
     """What the method's loss sees of some pairs, and the mean error on the prior's pictures."""
     c, model = setup.config, setup.model
     x_t, eps, t, draws = noised(setup, update, rows)
@@ -210,12 +211,12 @@ def batch_errors(setup: Setup, update: int, rows: Tensor) -> tuple[recipes.Error
     if setup.prior:
         pictures, prior, error = pictures - 1, error[:, -1].mean(), error[:, :-1]
     error_ref = None
-    if c.method not in recipes.WITHOUT_REFERENCE:
+    if "reference" in METHODS[c.method].needs:
         with torch.no_grad(), model.reference():
             pairs = cond.repeat_interleave(pictures, 0)
             error_ref = squared_errors(setup, x_t[:, :pictures], eps[:, :pictures], t, pairs)
-    found = recipes.Errors(error, error_ref, weight=setup.weight)
-    if c.method in recipes.SAMPLE:
+    found = Errors(error, error_ref, weight=setup.weight)
+    if "own samples" in METHODS[c.method].needs:
         found.logp, found.logp_ref = reference_log_probs(model, setup.kernel, cond, draws, c.reduction)
     return found, prior
 
@@ -224,7 +225,8 @@ def batch_loss(setup: Setup, update: int, rows: Tensor) -> tuple[Tensor, dict[st
     """The method's loss on some pairs, and the prior's."""
     c = setup.config
     errors, prior = batch_errors(setup, update, rows)
-    loss, diagnostics = recipes.OFFLINE[c.method](errors, c)
+    method = METHODS[c.method]
+    loss, diagnostics = method.loss(*method.inputs(errors, c))
     found = {"error": errors.error.detach().mean()} | diagnostics
     if prior is None:
         return loss, found
@@ -236,7 +238,8 @@ def halves(setup: Setup, update: int, rows: Tensor) -> dict[str, Tensor]:
 
     def terms(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         errors, _ = batch_errors(setup, update, part)
-        return recipes.OFFLINE[setup.config.method](errors, setup.config)[0], errors.error, errors.logp
+        method = METHODS[setup.config.method]
+        return method.loss(*method.inputs(errors, setup.config))[0], errors.error, errors.logp
 
     parts = rows.split(setup.config.micro_batch or len(rows))
     return half_gradients(terms, parts, setup.run.parameters)

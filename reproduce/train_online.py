@@ -21,9 +21,9 @@ from fsalign_lib.dense_reward import Strategy, discounted_returns
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.losses.reward_difference import Updates, importance_weights, step_updates
 from fsalign_lib.models.latent_model import LatentModel
-from reproduce import recipes
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.data.prompt_sets import read_prompts
+from reproduce.training.methods import METHODS, Rollouts, find, sums_steps
 from reproduce.training.run import Run, check, divides, load_model, parse_training, training_kernel
 from reproduce.training.sampling import (
     STEPS_AT_ONCE,
@@ -39,7 +39,7 @@ from reproduce.training.sampling import (
 
 def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Reward | None = None) -> Setup:
     """Check the settings, load what they name. A model or a reward that is given is taken in place of the named one."""
-    recipes.recipe(config.method, config.scale, recipes.ONLINE)
+    find(config.method, "online")
     positive(config, "rounds", "pairs", "minibatch", "epochs", "eta")
     check(config)
     divides(config, "pairs", "minibatch")
@@ -85,14 +85,15 @@ def check_settings(config: OnlineConfig, kernel: Kernel) -> None:
     for name in ("clip", "clamp"):
         if getattr(config, name) is not None:
             positive(config, name)
-    below_one = {"ddpo": "clip", "d3po": "clamp", "pso-online": "clamp"}.get(config.method)  # ranges of a ratio
-    if below_one and (getattr(config, below_one) or 0.0) >= 1:
-        raise ValueError(f"{below_one} = {getattr(config, below_one)}: a ratio's range around 1, expected below 1")
-    if config.method in recipes.WITH_ADVANTAGES and config.normalize is None:
+    needs = METHODS[config.method].needs
+    for name in ("clip", "clamp"):
+        if f"{name} below 1" in needs and (getattr(config, name) or 0.0) >= 1:
+            raise ValueError(f"{name} = {getattr(config, name)}: a ratio's range around 1, expected below 1")
+    if "advantages" in needs and config.normalize is None:
         raise ValueError(f"{config.method} with normalize = None: its loss needs advantages; use prompt or global")
-    if config.method == "rebel" and config.queries != "final":
+    if "one reward" in needs and config.queries != "final":
         raise ValueError(
-            f"rebel with queries = {config.queries!r}: it compares rewards of whole trajectories; use final"
+            f"{config.method} with queries = {config.queries!r}: it compares rewards of whole trajectories; use final"
         )
 
 
@@ -107,7 +108,7 @@ def minibatches(setup: Setup, pairs: Pairs, epoch: int) -> Iterator[tuple[Tensor
     order = torch.randperm(P, generator=generator("order", c.seed, pairs.number, epoch))
     for each in step_updates(steps, torch.stack(keys), c.updates):  # (P, s)
         for which in order.split(c.minibatch):
-            if recipes.sums_steps(c):
+            if sums_steps(c):
                 yield which, each[which]
             else:
                 yield which.repeat_interleave(each.shape[1]), each[which].reshape(-1, 1)
@@ -122,7 +123,7 @@ def minibatch_loss(
     check_finite("the log-prob", logp, [pairs.prompts[i] for i in which], c.seed, pairs.number)
     at = which[:, None, None], torch.arange(2)[:, None], steps[:, None]
     weight = importance_weights(pairs.kernel.num_steps, c.decay, c.eta, c.decay_order)[steps].to(logp.device)
-    data = recipes.Rollouts(
+    data = Rollouts(
         logp=logp,
         logp_ref=None if logp_ref is None else logp_ref[at],
         logp_old=pairs.logp_old[at],
@@ -130,7 +131,8 @@ def minibatch_loss(
         advantage=None if pairs.advantage is None else pairs.advantage[at],
         weight=weight,
     )
-    loss, diagnostics = recipes.ONLINE[c.method](data, c)
+    method = METHODS[c.method]
+    loss, diagnostics = method.loss(*method.inputs(data, c))
     base = data.logp_old if logp_ref is None else data.logp_ref
     return loss, diagnostics | {"drift": (logp - base).detach().abs().mean()}
 

@@ -44,7 +44,6 @@ import tyro
 from torch import Tensor
 
 from reproduce import (
-    recipes,
     train_distill,
     train_online,
 )
@@ -52,17 +51,18 @@ from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.training import run as runs
+from reproduce.training.methods import METHODS
 
 TARGETS = {"update": 1.15, "rollout": 1.10}
 ONLINE, DISTILL = ("pso-online", "sdpo"), ("dipp", "distar")
-METHODS = (*ONLINE, *DISTILL)
+TIMED = (*ONLINE, *DISTILL)
 
 
 @dataclass(kw_only=True)
 class CostConfig:
     """Time updates, and the rollout of a round, over the bare network calls."""
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = TIMED
     model: str = "pocket-turbo"
     pairs: int = 32
     """Of the rollout, and of each update; of distillation, samples."""
@@ -87,9 +87,9 @@ class Bench:
 
 def prepare(config: CostConfig) -> Bench:
     positive(config, "pairs", "repetitions")
-    unknown = [method for method in config.methods if method not in METHODS]
+    unknown = [method for method in config.methods if method not in TIMED]
     if unknown:
-        raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(TIMED)}")
     writable_folder(config.out.parent)
     folder, setups = tempfile.TemporaryDirectory(prefix="step-cost-"), {}
     for method in config.methods:
@@ -137,7 +137,7 @@ def bare_distill_update(setup: train_distill.Setup) -> None:
             trio.student.predict_eps(x[:B], 399, cond[:B])
         with run.alone(run.learners[train_distill.ASSISTANT]):
             trio.assistant.predict_eps(x[:B], t[:B], cond[:B]).sum().backward()
-    through = setup.config.method in train_distill.THROUGH_INPUTS
+    through = "input gradients" in METHODS[setup.config.method].needs
     with run.alone(run.learners[train_distill.STUDENT]):
         made = trio.student.predict_eps(x[:B], 399, cond[:B])
         with torch.set_grad_enabled(through):
@@ -169,7 +169,7 @@ def calls(setup: train_online.Setup, pairs: train_online.Pairs) -> list[tuple[Te
 
 def bare_updates(setup: train_online.Setup, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> None:
     """The network calls of a round's updates."""
-    if setup.config.method in recipes.WITH_REFERENCE:
+    if "reference" in METHODS[setup.config.method].needs:
         with torch.no_grad(), setup.model.reference():
             for call in inputs:
                 setup.model.predict_eps(*call)

@@ -21,7 +21,6 @@ import tyro
 from fsalign_lib.models.hub import REVISIONS
 from fsalign_lib.models.presets import PRESETS, split
 from fsalign_lib.plotting import save
-from reproduce import recipes
 from reproduce.build_pairs import FullPairConfig, PairConfig
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import writable_folder, write_json
@@ -37,7 +36,8 @@ from reproduce.harness.claims import read_claims
 from reproduce.harness.declare import Row, Table, World
 from reproduce.harness.figures import draw
 from reproduce.harness.page import total, write_pages
-from reproduce.training import distillation
+from reproduce.recipes import describe, recipe
+from reproduce.training.methods import METHODS
 
 SHOWN = 6  # missing runs named
 RESULTS = ROOT / "reproduce" / "results"
@@ -169,10 +169,10 @@ def description(table: Table, scale: str) -> str:
         parts.append(f"\nrow {name}: {row.title}" + what(row, scale))
         if row.method:
             own = own_settings(table, row, scale) | {"seed": row.seeds or table.seeds}
-            parts.append(recipes.describe(row.method, scale, own))
+            parts.append(describe(row.method, scale, own))
     if table.targets:
         parts.append(f"\ntargets {table.targets[scale]}: {targets.SETS[table.targets[scale]]}")
-    elif any(row.method in recipes.OFFLINE for row in table.rows.values()):
+    elif any(row.method and METHODS[row.method].loop == "offline" for row in table.rows.values()):
         parts.append(f"\npairs for offline methods: {PairConfig() if scale == 'pocket' else FullPairConfig()}")
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
@@ -198,7 +198,7 @@ def own_settings(table: Table, row: Row, scale: str) -> dict:
     """Those of the table and of the row, in the place of the recipe's."""
     own = row.own(scale)
     own = {"model": (row.sampled.models if row.sampled else table.models)[scale]} | own
-    if row.method not in distillation.DISTILL:
+    if METHODS[row.method].loop != "distill":
         return own
     trained = row.start and table.rows[row.start].method
     start = f"the run of row {row.start}" if trained else None
@@ -220,7 +220,7 @@ def weights(table: Table) -> list[str]:
 
 def data_sets(table: Table) -> list[str]:
     """The prompts that the rows are trained and compared on at full scale, as lines."""
-    trained = [recipes.RECIPES[row.method, "full"] for row in table.rows.values() if row.method]
+    trained = [recipe(row.method, "full") for row in table.rows.values() if row.method]
     names = [prompts.full for prompts in table.prompts.values()] + [r["prompts"][0] for r in trained if "prompts" in r]
     lines, names = [], names + ([table.targets["full"]] if table.targets else [])
     for name in dict.fromkeys(names):

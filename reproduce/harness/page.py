@@ -5,14 +5,14 @@ import re
 import statistics
 from pathlib import Path
 
-from reproduce import recipes
 from reproduce.common.files import write_text
 from reproduce.common.provenance import ROOT, core_seconds
 from reproduce.harness.claims import Claim, count, read_claims
 from reproduce.harness.curves import spent
 from reproduce.harness.declare import Row, Table
 from reproduce.harness.result import LAST, row_cells
-from reproduce.training import distillation
+from reproduce.recipes import sdpo
+from reproduce.training.methods import METHODS
 
 PAPERS = Path(__file__).parents[1] / "papers"
 NOT_RUN = "not run"
@@ -253,9 +253,9 @@ def page(table: Table, result: dict | None) -> str:
     if result and table.drawn:
         stem = table.name + ("-full" if result["scale"] == "full" else "")
         parts += [f"![{caption}]({stem}-{name}.png)" for name, caption in table.drawn.items()]
-    if table.curve or any(row.method in recipes.STEPWISE for row in table.rows.values()):
+    if table.curve or any(row.method in sdpo.RECIPES for row in table.rows.values()):
         parts.append(costs(table, result))
-    elif any(row.method in distillation.DISTILL for row in table.rows.values()):
+    elif any(row.method and METHODS[row.method].loop == "distill" for row in table.rows.values()):
         parts.append(distill_costs(table, result))
     parts += [differences(table, result)] if table.against else []
     parts += [section(table, result, prompts, steps) for prompts in table.prompts for steps in table.steps]
@@ -297,7 +297,7 @@ def distill_costs(table: Table, result: dict | None) -> str:
     """What each distilled row took, beside what the generator that it starts from had taken."""
     body = []
     for name, row in table.rows.items():
-        if row.method not in distillation.DISTILL:
+        if row.method is None or METHODS[row.method].loop != "distill":
             continue
         made = [run["training"] for run in result["runs"] if run["row"] == name] if result else []
         values = [NOT_RUN] * 5

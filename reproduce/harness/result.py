@@ -12,6 +12,7 @@ from reproduce.harness.claims import read_claims, status
 from reproduce.harness.declare import Table
 from reproduce.harness.settings import row_seeds, run_path, shared_folder
 from reproduce.training import distillation
+from reproduce.training.methods import METHODS
 
 LAST = 5  # rounds or updates that the end of training is the mean of
 
@@ -42,7 +43,7 @@ def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smok
             run["training"]["end"] = {key: statistics.mean(record[key] for record in end) for key in table.watched}
             run["training"]["series"] = {name: [r[name] for r in history if name in r] for name in table.series}
             run["training"]["history"] = history[-1:]
-            if run["training"]["config"]["method"] in distillation.DISTILL:
+            if METHODS[run["training"]["config"]["method"]].loop == "distill":
                 run["training"]["cost"] = distillation.cost(run["training"]["config"])
     if table.against:
         result["differences"] = differences(table, runs, result["prompts"])

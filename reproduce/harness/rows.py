@@ -19,7 +19,7 @@ from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards import REWARDS
 from fsalign_lib.twins import save_dino_twin, save_reward_twin, save_twin
 from reproduce import build_pairs as pair_files
-from reproduce import recipes, train_distill, train_offline, train_online
+from reproduce import train_distill, train_offline, train_online
 from reproduce.common.files import last_checkpoint, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.common.shards import processes
@@ -50,7 +50,9 @@ from reproduce.harness.settings import (
     target_set,
     training_config,
 )
+from reproduce.recipes import recipe
 from reproduce.training.distill_config import DistillConfig
+from reproduce.training.methods import METHODS
 from reproduce.training.run import TrainConfig, load_model
 from reproduce.training.sampling import OnlineConfig
 
@@ -151,7 +153,7 @@ def build_samples(work: Work, row: str) -> None:
         kernel, own_steps = (this.sampled.kernel, this.sampled.steps) if this.sampled else (None, steps)
         folders = lesson_folders(work, row)
         targets.build_prior(folders["prior"], model, some.class_prompt, some.prior, kernel, own_steps)
-        if work.table.rows[row].method not in recipes.WITHOUT_LOSERS:
+        if "losers" in METHODS[work.table.rows[row].method].needs:
             targets.build_references(folders["pairs"], lessons, work.model, some.prompt, some.references, steps)
     processes().wait_for_everyone()
 
@@ -159,7 +161,7 @@ def build_samples(work: Work, row: str) -> None:
 def model_dtype(table: Table, world: World) -> torch.dtype:
     """The rows' own: the model as it is must be in the precision of those that were trained."""
     methods = [row.method for row in table.rows.values() if row.method]
-    found = {recipes.RECIPES[method, world.scale].get("dtype", ("float32", ""))[0] for method in methods}
+    found = {recipe(method, world.scale).get("dtype", ("float32", ""))[0] for method in methods}
     return getattr(torch, found.pop() if found else "float32")
 
 
@@ -184,8 +186,8 @@ def make_twins(table: Table, hub: Path) -> None:
 
 def row_reward(row: Row) -> str | None:
     """What scores a row's pictures in its training at full scale."""
-    recipe = recipes.RECIPES[row.method, "full"] if row.method else {}
-    return row.own("full").get("reward", recipe.get("reward", (None,))[0])
+    known = recipe(row.method, "full") if row.method else {}
+    return row.own("full").get("reward", known.get("reward", (None,))[0])
 
 
 def do_run(work: Work, row: str, seed: int | None) -> None:

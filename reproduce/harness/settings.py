@@ -13,16 +13,16 @@ from pathlib import Path
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.presets import PRESETS
 from fsalign_lib.pocket import judge
-from reproduce import recipes
 from reproduce.build_pairs import FullPairConfig, PairConfig
 from reproduce.common.files import plain
 from reproduce.data import targets
 from reproduce.evaluation.metrics import Metric
 from reproduce.harness.declare import Table, World
+from reproduce.recipes import make_config
 from reproduce.train_offline import OfflineConfig
-from reproduce.training import distillation
 from reproduce.training.distill_config import DistillConfig
-from reproduce.training.run import Run, TrainConfig, defaults, make_config
+from reproduce.training.methods import METHODS
+from reproduce.training.run import Run, TrainConfig, defaults
 from reproduce.training.sampling import OnlineConfig
 
 JUDGING = ("teacher", "vae", "text_encoder", "eye")  # and drawing the pairs
@@ -62,7 +62,7 @@ def lesson_folders(work: Work, row: str) -> dict[str, Path]:
     name, some = target_set(work.table, work.world)
     method = work.table.rows[row].method
     folder = work.folder / "pairs"
-    if method in recipes.WITHOUT_LOSERS:
+    if "losers" not in METHODS[method].needs:
         folder = targets.picture_folder(name, work.folder / "targets")
     if some.prompt is None:
         return {"pairs": folder}
@@ -122,9 +122,7 @@ def note_path(folder: Path, row: str, seed: int | None) -> Path:
 
 
 def config_type(method: str) -> type[TrainConfig]:
-    if method in distillation.DISTILL:
-        return DistillConfig
-    return OnlineConfig if method in recipes.ONLINE else OfflineConfig
+    return {"online": OnlineConfig, "offline": OfflineConfig, "distill": DistillConfig}[METHODS[method].loop]
 
 
 def training_config(work: Work, row: str, seed: int) -> TrainConfig:
@@ -219,7 +217,7 @@ def settings(work: Work, row: str, seed: int | None) -> dict:
         return about
     config = training_config(work, row, seed)
     about["training"] = {key: value for key, value in plain(config).items() if key not in free_settings(config)}
-    if method in recipes.OFFLINE:
+    if METHODS[method].loop == "offline":
         about["pairs"] = lesson_settings(work, row) if work.table.targets else pair_settings(work)
     if start := start_of(work.table, row, seed):
         about["start"] = settings(work, *start)["training"]

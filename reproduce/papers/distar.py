@@ -20,7 +20,7 @@ itself DI++ and DI* would take the highest rate (88.20 against 87.23, 87.78 agai
 at it (77.20 against 78.41, 77.93 against 78.22). Updates are short, so that a run takes about two minutes of a core.
 
 **Guidance as a reward.** The w(t) of that reward [DI* Eq. 3.6] is not in the paper. Here it is normalised, as the
-divergence is (distillation.py): a sample is pulled by alpha_cfg, 2.5 as in the other rows. With w = 1 it was pulled by
+divergence is (train_distill.py): a sample is pulled by alpha_cfg, 2.5 as in the other rows. With w = 1 it was pulled by
 20, where the divergence has 0.76 and the reward 2, and three runs ended at PickScore 66.2 (as it is: 72.2), ImageReward
 -2.26 (-0.79) and animal accuracy 0.80 (0.93) on the prompts of Table 2. These were seen before w was chosen; nothing
 else was tried.
@@ -29,7 +29,7 @@ else was tried.
 """
 
 from reproduce.harness.declare import Row, Sampled
-from reproduce.recipes import RECIPES
+from reproduce.recipes import recipe
 
 POOL = "distar"  # the folder of their runs
 SCALES = {1: 0.3, 10: 3.0, 30: 10.0, 100: 30.0}  # the paper's alpha_rew (30 is ours) -> the pocket world's
@@ -54,7 +54,7 @@ POCKET = {
 # divergence's own.
 FULL = {
     name: value
-    for name, (value, _) in RECIPES["distar", "full"].items()
+    for name, (value, _) in recipe("distar", "full").items()
     if name not in ("model", "teacher", "start", "seed", "distance", "c")
 }
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.models.conditioning import Cond
 from fsalign_lib.models.latent_model import LatentModel
-from reproduce import recipes
 from reproduce.data.latents import BATCHES
 from reproduce.planner.counting import Trace, size, trace, trace_backward
 from reproduce.train_offline import KEPT_PROMPTS, OfflineConfig
+from reproduce.training.methods import METHODS, sums_steps
 from reproduce.training.run import TrainConfig, training_kernel
 from reproduce.training.sampling import STEPS_AT_ONCE, OnlineConfig
 
@@ -115,6 +115,7 @@ class Footprint:
         self, config: TrainConfig, networks: Networks, prompts: int = 4000, processes: int = 1, cuda: bool = True
     ):
         self.config, self.networks, self.cuda = config, networks, cuda
+        self.needs = METHODS[config.method].needs
         self.kernel: Kernel = training_kernel(config, networks.model)
         self.gradients = size(networks.trained)
         self.latent = 4 * torch.Size(networks.model.latent_shape).numel()
@@ -148,20 +149,20 @@ class Footprint:
         """What an update has, on all processes, and `micro_batch` counts: pairs, or online steps of pairs."""
         if not self.online:
             return self.config.batch
-        return self.config.minibatch * (1 if recipes.sums_steps(self.config) else self._together)
+        return self.config.minibatch * (1 if sums_steps(self.config) else self._together)
 
     @property
     def rows(self) -> int:
         """Network rows for each of these."""
         if self.online:
-            return 2 * (self._together if recipes.sums_steps(self.config) else 1)
-        sampled = self.steps if self.config.method in recipes.SAMPLE else 0
+            return 2 * (self._together if sums_steps(self.config) else 1)
+        sampled = self.steps if "own samples" in self.needs else 0
         return self._times * (self._pictures + (self.config.prior is not None)) + sampled
 
     @property
     def _pictures(self) -> int:
         """Of a pair, offline, that the reference looks at too."""
-        return 1 if self.config.method in recipes.WITHOUT_LOSERS else 2
+        return 2 if "losers" in self.needs else 1
 
     @property
     def _times(self) -> int:
@@ -233,7 +234,7 @@ class Footprint:
         update, forward = nets.update(checkpointing)[0].flops_per_row, nets.forward().flops_per_row
         if not self.online:
             phases, compared = {"update": scaled(update, self.rows * c.batch)}, self._times * self._pictures
-            if c.method in recipes.SAMPLE:
+            if "own samples" in self.needs:
                 phases["rollout"] = scaled(forward, c.steps * c.batch)
                 compared += self.steps
             return phases | ({"reference": scaled(forward, compared * c.batch)} if self.with_reference else {})
@@ -258,9 +259,7 @@ class Footprint:
     @property
     def with_reference(self) -> bool:
         """Whether the reference is called: offline in each update, online once a round."""
-        if self.online:
-            return self.config.method in recipes.WITH_REFERENCE
-        return self.config.method not in recipes.WITHOUT_REFERENCE
+        return "reference" in self.needs
 
     @property
     def rounds(self) -> int:

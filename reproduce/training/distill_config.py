@@ -10,8 +10,8 @@ from fsalign_lib.losses.distribution_matching import Distance
 from fsalign_lib.models.latent_model import LatentModel
 from reproduce.common.cli import positive
 from reproduce.common.files import last_checkpoint
-from reproduce.training import distillation
-from reproduce.training.distillation import ASSISTANT_WEIGHTS, KL_WEIGHTS, SCORE_WEIGHTS, THROUGH_INPUTS, WITH_REWARD
+from reproduce.training.distillation import ASSISTANT_WEIGHTS, KL_WEIGHTS, SCORE_WEIGHTS
+from reproduce.training.methods import METHODS
 from reproduce.training.run import TrainConfig
 
 
@@ -19,7 +19,7 @@ from reproduce.training.run import TrainConfig
 class DistillConfig(TrainConfig):
     """Train a one-step generator against a frozen diffusion model, with a reward or without."""
 
-    METHODS: ClassVar = distillation.DISTILL
+    loop: ClassVar = "distill"
 
     teacher: str
     """The reference, and where the assistant starts: a preset of fsalign_lib.presets, or a pipeline folder."""
@@ -76,7 +76,7 @@ def check_settings(config: DistillConfig) -> None:
     positive(c, "updates", "batch", "assistant_updates", "assistant_lr")
     kinds = {"times": ("uniform", "log-normal"), "guidance_by": ("reference", "reward"), "distance": get_args(Distance)}
     kinds |= {"weighting": tuple(KL_WEIGHTS), "assistant_weighting": tuple(ASSISTANT_WEIGHTS)}
-    if c.method in THROUGH_INPUTS:
+    if "input gradients" in METHODS[c.method].needs:
         kinds["weighting"] = SCORE_WEIGHTS
     for name, kind in kinds.items():
         if getattr(c, name) not in kind:
@@ -98,7 +98,11 @@ def check_settings(config: DistillConfig) -> None:
         raise ValueError(f"time_range = {c.time_range}: expected a first time, and a last one that is not before it")
     if not (math.isfinite(c.log_sigma[0]) and c.log_sigma[1] > 0):
         raise ValueError(f"log_sigma = {c.log_sigma}: expected a mean and a positive std")
-    if c.method in THROUGH_INPUTS and c.distance == "pseudo-huber" and not (c.c is not None and c.c > 0):
+    if (
+        "input gradients" in METHODS[c.method].needs
+        and c.distance == "pseudo-huber"
+        and not (c.c is not None and c.c > 0)
+    ):
         raise ValueError(f"c = {c.c}: the pseudo-Huber distance needs a positive number")
     if not (math.isfinite(c.guidance) and c.guidance >= 0):
         raise ValueError(f"guidance = {c.guidance}: expected 0 or more")
@@ -109,9 +113,11 @@ def check_reward(c: DistillConfig) -> None:
     """Raise a ValueError unless reward and scale go with each other and with the method."""
     if not (math.isfinite(c.reward_scale) and c.reward_scale >= 0):
         raise ValueError(f"reward_scale = {c.reward_scale}: expected 0 or more")
-    if c.method not in WITH_REWARD and (c.reward is not None or c.reward_scale):
-        aligned = {"diff-instruct": "dipp", "sim": "distar"}[c.method]
-        raise ValueError(f"{c.method} has no reward: leave out reward and reward_scale, or use --method {aligned}")
+    method = METHODS[c.method]
+    if "reward" not in method.needs and (c.reward is not None or c.reward_scale):
+        aligned = [name for name, other in METHODS.items() if other.loss is method.loss and "reward" in other.needs]
+        instead = f", or use --method {aligned[0]}" if aligned else ""
+        raise ValueError(f"{c.method} has no reward: leave out reward and reward_scale{instead}")
     if c.reward is None and c.reward_scale:
         raise ValueError(f"reward_scale = {c.reward_scale} without a reward: name one, or use --reward-scale 0")
 

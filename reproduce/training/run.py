@@ -21,10 +21,10 @@ from fsalign_lib.kernels import Kernel, Reduction, require_stochastic
 from fsalign_lib.losses.common import Steps
 from fsalign_lib.models.latent_model import LatentModel, Training
 from fsalign_lib.models.load import load
-from reproduce import recipes
 from reproduce.common.cli import positive
 from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
+from reproduce.recipes import make_config
 from reproduce.training import checkpoints
 
 Losses = tuple[Tensor, dict[str, Tensor]]  # a loss, and diagnostics to record
@@ -102,13 +102,6 @@ class TrainConfig:
     """Decode and encode a picture at a time: less memory."""
     threads: int | None = None
     """CPU threads of torch."""
-
-
-def make_config(config_type: type, method: str, scale: str = "pocket", **overrides: Any):
-    """A configuration with the recipe's values, except those given."""
-    values = {name: value for name, (value, _) in recipes.recipe(method, scale, config_type.METHODS).items()}
-    values = {"method": method, "scale": scale, "out": Path("reproduce/runs") / f"{method}-{scale}"} | values
-    return config_type(**(values | overrides))
 
 
 def parse_training(config_type: type, default_method: str, description: str | None):

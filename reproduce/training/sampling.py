@@ -14,8 +14,8 @@ from fsalign_lib.losses.reward_difference import Updates
 from fsalign_lib.models.conditioning import Cond
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import rollout, seeded_noise, transition_log_probs
-from reproduce import recipes
 from reproduce.common.cli import check_finite, generator
+from reproduce.training.methods import METHODS
 from reproduce.training.run import Run, TrainConfig
 
 STEPS_AT_ONCE = 8  # of each trajectory, in a forward without gradient
@@ -26,7 +26,7 @@ Reward = Callable[[Tensor, Sequence[str]], Tensor]  # pictures (B, 3, H, W) in [
 class OnlineConfig(TrainConfig):
     """Align a few-step model with a reward, on samples of its own."""
 
-    METHODS: ClassVar = recipes.ONLINE
+    loop: ClassVar = "online"
 
     reward: str
     """What scores the pictures (see fsalign_lib.rewards)."""
@@ -194,7 +194,7 @@ def log_probs(setup: Setup, pairs: Pairs, which: Tensor, steps: Tensor) -> Tenso
 
 def reference_log_probs(setup: Setup, pairs: Pairs) -> Tensor | None:
     """(P, 2, N), 0 at steps that are not trained; None for a method that has no reference."""
-    if setup.config.method not in recipes.WITH_REFERENCE:
+    if "reference" not in METHODS[setup.config.method].needs:
         return None
     steps = setup.config.trained_steps(pairs.kernel)
     place, parts = setup.run.share(torch.arange(len(pairs.prompts))), []

@@ -12,8 +12,9 @@ from PIL import Image
 from fsalign_lib import rewards
 from fsalign_lib.models import presets
 from reproduce import build_pairs as pair_files
-from reproduce import demo, evaluate, pso_table2, recipes, train_offline, train_online
+from reproduce import demo, evaluate, pso_table2, train_offline, train_online
 from reproduce.benchmarks import step_cost
+from reproduce.training.methods import METHODS, Method
 from tests import tiny
 
 LOAD_REWARD, POCKET_UTILITY = rewards.load_reward, pair_files.pocket_utility
@@ -419,6 +420,7 @@ def test_training_that_goes_out_of_bounds(training):
 
 
 def test_a_loss_that_is_not_finite(online, monkeypatch):
-    monkeypatch.setitem(recipes.ONLINE, "pso-online", lambda data, c: (data.logp.sum() * float("nan"), {}))
+    broken = Method("online", lambda logp: (logp.sum() * float("nan"), {}), lambda data, c: (data.logp,))
+    monkeypatch.setitem(METHODS, "pso-online", broken)
     told = online(before_compute=False)
     assert "the loss is nan (seed 0, step 0, prompts 'a " in told and "lower lr" in told

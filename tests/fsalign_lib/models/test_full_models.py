@@ -15,7 +15,7 @@ from fsalign_lib.models.presets import FP16_VAE, PRESETS, SDXL, split
 from fsalign_lib.rollout import rollout, seeded_noise, step_log_probs
 from fsalign_lib.twins import architectures
 from reproduce import train_online
-from reproduce.training.run import make_config
+from reproduce.recipes import make_config
 from tests import tiny
 
 PROMPTS = ["a cat", "a dog on the moon"]

@@ -125,7 +125,7 @@ def test_rows_of_a_table_train_on_as_many_pictures_with_settings_of_their_scale(
             sizes = set()
             for row in script.TABLE.at(scale).rows.values():
                 if row.method:
-                    made = {name: value for name, (value, _) in recipes.RECIPES[row.method, scale].items()}
+                    made = {name: value for name, (value, _) in recipes.recipe(row.method, scale).items()}
                     made |= row.own(scale)
                     sizes.add((made["updates"], made["batch"], made["lr"] if scale == "full" else None))
                     assert row.tuning, "what was tried stands in the result"

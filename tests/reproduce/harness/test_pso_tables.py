@@ -16,7 +16,7 @@ from reproduce.harness import page as table_text
 from reproduce.harness import rows as table_runs
 from reproduce.harness.command import RESULTS, TableConfig, prepare
 from reproduce.harness.command import run as run_table
-from reproduce.training.run import make_config
+from reproduce.recipes import make_config
 from tests import tiny
 
 TABLES = {1: replace(pso_table1.TABLE, seeds=(0,)), 3: replace(pso_table3.TABLE, seeds=(0,))}
@@ -172,7 +172,7 @@ def test_each_row_of_the_ablations_changes_what_it_says():
         "fast-no-clamp": {"lr", "clamp"},
     }
     code = {key: rows["code"][key] for key in ("reduction", "sum_steps", "clamp")}
-    assert code == {key: recipes.RECIPES["pso-online", "full"][key][0] for key in code}
+    assert code == {key: recipes.recipe("pso-online", "full")[key][0] for key in code}
     found = claims.read_claims("pso-ablations")
     assert {(c.above, c.below, c.metric) for c in found} == {
         (name, "base", metric) for name in rows for metric in pso_ablations.TABLE.metrics

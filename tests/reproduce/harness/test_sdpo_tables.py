@@ -36,7 +36,7 @@ from reproduce.harness import result as table_result
 from reproduce.harness import snapshots as curve_runs
 from reproduce.harness.command import RESULTS, TableConfig, prepare
 from reproduce.harness.command import run as run_table
-from reproduce.training.run import make_config
+from reproduce.recipes import make_config
 from reproduce.training.sampling import OnlineConfig
 from tests import tiny
 

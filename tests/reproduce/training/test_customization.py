@@ -12,6 +12,7 @@ from fsalign_lib.rollout import rollout, step_log_probs
 from reproduce import recipes, train_offline
 from reproduce.training import references
 from reproduce.training import run as runs
+from reproduce.training.methods import METHODS
 from tests import tiny
 
 
@@ -199,10 +200,11 @@ def test_what_cannot_be_had_is_refused(make, monkeypatch):
 
 
 def test_the_registry_knows_what_each_method_needs():
-    assert set(recipes.SAMPLE) <= set(recipes.WITHOUT_LOSERS) <= set(recipes.OFFLINE)
+    assert [name for name, method in METHODS.items() if "own samples" in method.needs] == ["pso"]
+    assert "losers" not in METHODS["pso"].needs
     for method in ("pso", "dreambooth", "pso-customize"):
         for scale in recipes.SCALES:
-            assert {"lr", "updates", "batch", "times", "pairs"} <= recipes.RECIPES[method, scale].keys()
+            assert {"lr", "updates", "batch", "times", "pairs"} <= recipes.recipe(method, scale).keys()
 
 
 def test_half_gradients_of_a_sum_are_those_of_its_terms():

@@ -15,6 +15,7 @@ from reproduce.data.latents import read_picture
 from reproduce.data.pairs import read_latents, read_rows
 from reproduce.training import run as runs
 from reproduce.training import sampling
+from reproduce.training.methods import METHODS
 from tests import tiny
 
 
@@ -131,12 +132,12 @@ def test_the_winner_becomes_likelier_than_the_loser(online, method):
     assert diagnostics["margin"] > 0 and diagnostics["accuracy"] > 0.5
 
 
-@pytest.mark.parametrize("method", list(recipes.OFFLINE))
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.loop == "offline"])
 def test_offline_losses_fall_on_their_own_batch(offline, method):
     setup = offline(method=method, lr=2e-3, updates=8)
     rows = torch.arange(4)
     before, diagnostics = train_offline.batch_loss(setup, 0, rows)
-    if method not in recipes.WITHOUT_REFERENCE:
+    if "reference" in METHODS[method].needs:
         assert before.item() == pytest.approx(math.log(2), abs=1e-5)
         assert diagnostics["margin"] == pytest.approx(0, abs=1e-6)
     for _ in range(8):
@@ -247,12 +248,13 @@ def test_ties_are_dropped_when_pairs_are_built(folder, prompts_file, tmp_path):
     assert json.loads((tmp_path / "about.json").read_text())["ties"] == 4
 
 
-@pytest.mark.parametrize("method,scale", recipes.RECIPES)
+@pytest.mark.parametrize("scale", recipes.SCALES)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_recipe_is_complete_and_has_sources(method, scale):
     config_types = (train_online.OnlineConfig, train_offline.OfflineConfig, train_distill.DistillConfig)
-    (config_type,) = [kind for kind in config_types if method in kind.METHODS]
+    (config_type,) = [kind for kind in config_types if kind.loop == METHODS[method].loop]
     config = runs.make_config(config_type, method, scale)
-    for name, (value, source) in recipes.RECIPES[method, scale].items():
+    for name, (value, source) in recipes.recipe(method, scale).items():
         assert getattr(config, name) == value and source
 
 

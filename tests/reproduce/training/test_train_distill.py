@@ -13,9 +13,9 @@ from fsalign_lib.models import load as models
 from fsalign_lib.rollout import rollout, seeded_noise
 from reproduce import train_distill
 from reproduce.train_distill import ASSISTANT, STUDENT
-from reproduce.training import distillation
 from reproduce.training import run as runs
 from reproduce.training.ema import Average
+from reproduce.training.methods import METHODS
 from tests import tiny
 from tests.exact import gaussian, kl
 
@@ -346,7 +346,9 @@ def test_the_student_moves_to_the_teacher(make, loaded, method):
     )
 
 
-@pytest.mark.parametrize("method", distillation.WITH_REWARD)
+@pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if method.loop == "distill" and "reward" in method.needs]
+)
 def test_a_larger_reward_scale_moves_the_reward_further(make, loaded, method):
     means = []
     for scale in (0.0, 300.0, 3000.0):

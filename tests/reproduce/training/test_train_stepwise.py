@@ -6,8 +6,9 @@ import torch
 from fsalign_lib.advantages import Advantages
 from fsalign_lib.dense_reward import discounted_returns
 from fsalign_lib.models import load as models
-from reproduce import recipes, train_online
+from reproduce import train_online
 from reproduce.training import run as runs
+from reproduce.training.methods import sums_steps
 from tests import tiny
 
 STEPS = 5
@@ -214,7 +215,7 @@ def test_the_paper_s_settings():
             128,
             1e-4,
         )
-        assert recipes.sums_steps(config) == (method == "rebel")
+        assert sums_steps(config) == (method == "rebel")
     sdpo = runs.make_config(train_online.OnlineConfig, "sdpo", "full")
     assert (sdpo.gamma, sdpo.decay, sdpo.eta, sdpo.clip, sdpo.buffer, sdpo.min_count) == (0.99, 0.99, 1, 1e-4, 32, 16)
 
