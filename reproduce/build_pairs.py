@@ -1,4 +1,4 @@
-"""Preference pairs on disk: read and check them, or build them.
+"""Build preference pairs on disk, or bring published ones.
 
 python reproduce/build_pairs.py --out reproduce/runs/pairs  # pocket: a teacher and the simulated judge
 python reproduce/build_pairs.py --scale full --model sdxl --reward pickscore --prompts pickapic-train --out runs/pairs
@@ -70,7 +70,7 @@ class FullPairConfig:
     out: Path = Path("reproduce/runs/pairs-full")
     model: str = "sdxl"
     reward: str = "pickscore"
-    """What ranks the pairs (see fsalign_lib.rewards)."""
+    """Reward that ranks the pairs (see fsalign_lib.rewards)."""
     prompts: str = "pickapic-train"
     """A prompt set (see reproduce/DATA.md), or a file."""
     data: Path | None = None
@@ -86,13 +86,13 @@ class FullPairConfig:
     """Rewards no further apart than this are a tie: own choice, for PickScore's cosine. Other rewards, other scales."""
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the teacher."""
+    """dtype of the teacher."""
     threads: int | None = None
 
 
 @dataclass
 class Builder:
-    """Everything a build needs, checked."""
+    """Hold everything a build needs, checked."""
 
     config: PairConfig | FullPairConfig
     model: LatentModel
@@ -130,7 +130,7 @@ def prepare(
 
 
 def reward_utility(name: str, device: torch.device) -> Utility:
-    """A full-size reward."""
+    """Load a full-size reward as a utility."""
     from fsalign_lib.rewards import load_reward
 
     reward = load_reward(name, scale="full").to(device)
@@ -138,7 +138,7 @@ def reward_utility(name: str, device: torch.device) -> Utility:
 
 
 def pocket_utility(taste: str) -> Utility:
-    """What the simulated judge of the pocket world thinks of pictures, without its noise."""
+    """Load the simulated judge of the pocket world as a utility, without its noise."""
     from fsalign_lib.pocket import networks
     from fsalign_lib.pocket.captions import parse
     from fsalign_lib.pocket.weights import WEIGHTS
@@ -213,7 +213,7 @@ def sample_part(builder: Builder, first: int) -> tuple[list[dict], dict[str, int
 
 
 def parse(argv: Sequence[str] | None = None):
-    """The configuration of the kind of pairs that --from and --scale ask for."""
+    """Parse the configuration of the kind of pairs that --from and --scale ask for."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--from", dest="origin", default="samples")
     first.add_argument("--scale", default="pocket")

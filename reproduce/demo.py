@@ -40,7 +40,7 @@ SHOWN = 16  # pictures before and after: the first held-out prompts, not chosen
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """Name a line of the table."""
 
     metric: str
     label: str
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """An evaluation: some lines of the table come from it."""
+    """Describe an evaluation, from which some lines of the table come."""
 
     prompts: str
     seeds: int
@@ -84,7 +84,7 @@ class DemoConfig:
     lr: float = 1e-5
     """Learning rate of AdamW."""
     seed: int = 0
-    """Of the training; the pictures measured on are always the same."""
+    """Seed of the training; the pictures measured on are always the same."""
     out: Path = Path("demo-output")
     """Folder for the run, the table and the pictures."""
     threads: int | None = None
@@ -93,7 +93,7 @@ class DemoConfig:
 
 @dataclass
 class Demo:
-    """Everything the demo needs, checked."""
+    """Hold everything the demo needs, checked."""
 
     config: DemoConfig
     setup: train_online.Setup
@@ -127,7 +127,7 @@ def prepare(
 
 
 def measure(demo: Demo, title: str) -> list[dict]:
-    """A result of `evaluate` for each part."""
+    """Evaluate the model: a result of `evaluate` for each part."""
     steps, results = demo.setup.config.steps, []
     for part in PARTS:
         metrics = {row.metric: demo.metrics[row.metric] for row in part.rows}
@@ -137,7 +137,7 @@ def measure(demo: Demo, title: str) -> list[dict]:
 
 
 def pictures(demo: Demo) -> Tensor:
-    """(SHOWN, 3, H, W)"""
+    """Sample the pictures to show.  # (SHOWN, 3, H, W)"""
     return sample(demo.model, None, demo.setup.config.steps, shown_prompts(), [0])[:, 0]
 
 
@@ -146,7 +146,7 @@ def shown_prompts() -> list[str]:
 
 
 def train(demo: Demo) -> list[float]:
-    """Online PSO; the mean reward of each round."""
+    """Train by online PSO, and return the mean reward of each round."""
     rewards: list[float] = []
     bar = tqdm(train_online.train(demo.setup), total=demo.config.rounds, desc="online PSO", unit="round")
     for record in bar:
@@ -181,7 +181,7 @@ def table(before: Sequence[dict], after: Sequence[dict], difference: Mapping[str
 
 
 def verdict(gap: Interval) -> str:
-    """One honest line."""
+    """Say in one line whether PickScore rose, with its interval."""
     told = f"by {abs(gap.estimate):.3f}, 95% interval [{gap.low:+.3f}, {gap.high:+.3f}]"
     if not gap.excludes(0):
         return f"PickScore on held-out prompts moved {told}: zero is inside, so this run shows no change beyond noise."
@@ -190,7 +190,7 @@ def verdict(gap: Interval) -> str:
 
 
 def figure(before: Tensor, after: Tensor, names: Sequence[str], title: str, columns: int = 8):
-    """Rows of `columns` pictures in turn: before, with their prompts, and after."""
+    """Lay out rows of `columns` pictures in turn: before, with their prompts, and after."""
     images, captions = [], []
     for first in range(0, len(names), columns):
         some = slice(first, first + columns)

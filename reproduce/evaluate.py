@@ -65,7 +65,7 @@ class EvaluateConfig:
     """Score a model, or a trained checkpoint against the model that it started from."""
 
     scale: str = "pocket"
-    """Whose metrics: pocket or full."""
+    """Scale whose metrics are used: pocket or full."""
     model: str | None = None
     """A preset of fsalign_lib.presets, or a pipeline folder; None: pocket-turbo, at pocket scale."""
     checkpoint: Path | None = None
@@ -83,13 +83,13 @@ class EvaluateConfig:
     kernel: str | None = None
     """Sampler; None: the model's own."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the model; None: the one that the checkpoint was trained in, or float32. The metrics are in float32."""
+    """dtype of the model; None: the one that the checkpoint was trained in, or float32. The metrics are in float32."""
     batch: int | None = None
     """Pictures at a time, about; None: 64 at pocket scale, 8 at full scale."""
     images: Literal["drop", "keep"] = "drop"
     """Keep the pictures in <out>.pictures."""
     format: Literal["png", "jpeg"] = "png"
-    """Of the pictures that are kept."""
+    """File format of the pictures that are kept."""
     out: Path = Path("reproduce/runs/evaluation.json")
     """The page is written beside it, with the ending .html."""
     threads: int | None = None
@@ -98,7 +98,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Cell:
-    """A prompt set at a number of steps, by the model or (base) by the one that it was trained from."""
+    """Name a prompt set at a number of steps, for the model or (base) for the one that it was trained from."""
 
     name: str
     prompt_set: str
@@ -110,7 +110,7 @@ class Cell:
 
 @dataclass
 class Setup:
-    """Everything an evaluation needs, checked."""
+    """Hold everything an evaluation needs, checked."""
 
     config: EvaluateConfig
     model: LatentModel
@@ -122,7 +122,7 @@ class Setup:
 
 
 def resolved(config: EvaluateConfig) -> EvaluateConfig:
-    """With what the scale stands for in the place of None.
+    """Replace None in the settings by what the scale stands for.
 
     Raises:
         ValueError: an unknown scale, a metric that it lacks, or nothing to evaluate at full scale.
@@ -182,7 +182,7 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
 
 
 def _unread(prompts: Sequence[str]) -> Gaussian:
-    """In the place of a reference until its network is there, which says what to expect of it."""
+    """Stand in for a reference until its network is there, which says what to expect of it."""
     raise NotImplementedError
 
 
@@ -205,12 +205,12 @@ def pictures_folder(out: Path) -> Path:
 
 
 def at_once(c: EvaluateConfig) -> int:
-    """Prompts in a chunk: what is computed together is the same for any number of processes."""
+    """Return the prompts in a chunk, the same for any number of processes."""
     return max(1, c.batch // c.seeds)
 
 
 def settings(c: EvaluateConfig, model: LatentModel, metrics: Metrics, prompts: dict[str, list[str]]) -> dict:
-    """All that the numbers of a chunk depend on."""
+    """List all that the numbers of a chunk depend on."""
     same = ("scale", "seeds", "kernel", "dtype", "batch", "images", "format")
     about = {name: value for name, value in plain(c).items() if name in same}
     about |= {"metrics": sorted(metrics), "weights": [model.fingerprint, model.vae_fingerprint]}
@@ -242,7 +242,7 @@ def same_settings(setup: Setup) -> None:
 
 
 def compute(setup: Setup, cell: Cell, index: int) -> dict[str, Tensor]:
-    """The scores of a chunk, whose pictures are written before if they are kept."""
+    """Compute the scores of a chunk, whose pictures are written before if they are kept."""
     c, model = setup.config, setup.model
     model.forget_prompts()  # what was encoded with other prompts beside it may differ in the last bit
     for metric in setup.metrics.values():
@@ -287,7 +287,7 @@ def run(setup: Setup) -> None:
 
 
 def result(setup: Setup, cell: Cell) -> dict:
-    """All numbers of a cell, beside its base's if there is one."""
+    """Collect all numbers of a cell, beside its base's if there is one."""
     found = {"prompt_set": cell.prompt_set, **collect(setup, cell)}
     if setup.config.images == "keep":
         kept = pictures_folder(setup.config.out).name
@@ -313,7 +313,7 @@ def collect(setup: Setup, cell: Cell) -> dict:
 
 
 def summary(result: dict) -> str:
-    """A line for each metric: its mean, and the difference from the base with its interval."""
+    """Write a line for each metric: its mean, and the difference from the base with its interval."""
     lines = [f"{result['prompt_set']}, {result['steps']} steps, {len(result['prompts'])} prompts"]
     for name, value in result["means"].items():
         above = result.get("above_base", {}).get(name)

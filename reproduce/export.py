@@ -1,4 +1,4 @@
-"""Hand a trained model on: a LoRA that diffusers' pipelines load, or a whole pipeline; with a model card.
+"""Export a trained model: a LoRA that diffusers' pipelines load, or a whole pipeline; with a model card.
 
 python reproduce/export.py --checkpoint runs/pso --out export/pso
 
@@ -34,12 +34,12 @@ class ExportConfig:
     out: Path
     """A new folder."""
     model: str | None = None
-    """Where the model lies that was trained, if that is no longer where the run found it."""
+    """Folder of the model that was trained, if it is no longer where the run found it."""
 
 
 @dataclass
 class Setup:
-    """A trained model, and what is known of its training."""
+    """Hold a trained model, and what is known of its training."""
 
     config: ExportConfig
     model: LatentModel
@@ -73,7 +73,7 @@ def prepare(config: ExportConfig) -> Setup:
 
 
 def untouched(model: LatentModel, start: dict[str, torch.Tensor]) -> bool:
-    """No trained weight moves the network: B = 0 in each adapter, or all weights as they were loaded."""
+    """Tell whether no trained weight moves the network: B = 0 in each adapter, or all weights as loaded."""
     trained = model.trained_parameters()
     if model.training["training"] == "lora":
         return not any(p.any() for name, p in trained.items() if "lora_B" in name)
@@ -91,14 +91,14 @@ def run(setup: Setup) -> None:
 
 
 def lora_layers(model: LatentModel) -> dict[str, torch.Tensor]:
-    """The adapter's A and (alpha / rank) B: a reader that takes alpha for the rank is right then."""
+    """Return the adapter's A and (alpha / rank) B, so that a reader that takes alpha for the rank is right."""
     scale = model.training["alpha"] / model.training["rank"]
     layers = get_peft_model_state_dict(model.unet)
     return {name: (scale * t if "lora_B" in name else t).contiguous() for name, t in layers.items()}
 
 
 def source(repository: str) -> str:
-    """A source of a preset, as a link with its revision."""
+    """Link a source of a preset with its revision."""
     name, file = presets.split(repository)
     revision = REVISIONS.get(name)
     at = f", revision `{revision}`" if revision else ", no revision pinned"
@@ -106,7 +106,7 @@ def source(repository: str) -> str:
 
 
 def base_parts(name: str) -> list[tuple[str, str]]:
-    """What the base model is made of: [(part, where it comes from)]."""
+    """List what the base model is made of: [(part, where it comes from)]."""
     preset = presets.PRESETS.get(name)
     if preset is None or isinstance(preset.pipeline, Path):
         return [("pipeline", f"`{name}`")]
@@ -134,7 +134,7 @@ def usage(setup: Setup) -> str:
 
 
 def settings_table(training: dict) -> str:
-    """The run's settings, each with where its value comes from."""
+    """Write the table of the run's settings, each with where its value comes from."""
     known = recipe(training["method"], training["scale"])
     lines = ["| setting | value | source |", "| --- | --- | --- |"]
     for name, value in training.items():
@@ -159,7 +159,7 @@ def metrics_table(evaluation: list[dict]) -> str:
 
 
 def against_what(training: dict) -> str:
-    """What the run's loss held the model to."""
+    """Say what the run's loss held the model to."""
     if "pairs" in training and "reward" not in training:
         return f"the pairs in `{training['pairs']}`"
     told = f"the reward `{training['reward']}`" if training["reward"] else ""
@@ -168,7 +168,7 @@ def against_what(training: dict) -> str:
 
 
 def card(setup: Setup) -> str:
-    """The model card."""
+    """Write the model card."""
     training = setup.training
     lora = setup.model.training["training"] == "lora"
     parts = base_parts(training["model"])

@@ -1,4 +1,4 @@
-"""The reference set of "fid": mean and covariance of a folder of pictures, computed once.
+"""Compute the reference of "fid" once: mean and covariance of the features of a folder of pictures.
 
 python reproduce/fid_reference.py coco/val2014 --out coco-val2014.safetensors
 
@@ -34,7 +34,7 @@ BATCH = 64
 
 
 def picture_paths(folder: Path) -> list[Path]:
-    """The pictures in a folder and below, in order.
+    """List the pictures in a folder and below, in order.
 
     Raises:
         FileNotFoundError: no such folder. ValueError: fewer than 2 pictures.
@@ -50,7 +50,7 @@ def picture_paths(folder: Path) -> list[Path]:
 
 
 def read_picture(path: Path, size: int) -> Tensor:
-    """(3, size, size) in [0, 1]
+    """Read a picture, stretched to (3, size, size), in [0, 1].
 
     Raises:
         ValueError: it cannot be read.
@@ -66,7 +66,7 @@ def read_picture(path: Path, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of pictures as a reference, in chunks: its features lie in files until they are summed up."""
+    """Use a folder of pictures as a reference, in chunks: its features lie in files until they are summed."""
 
     paths: list[Path]
     fid: Frechet
@@ -75,13 +75,13 @@ class Folder:
 
     @functools.cached_property
     def chunks(self) -> Chunks:
-        """Other pictures, or another network, have other chunks."""
+        """Name the chunks by the pictures and the network, so that others have other chunks."""
         about = [self.fid.extractor, *(f"{path} {path.stat().st_size}" for path in self.paths)]
         name = hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]
         return Chunks(self.parts / f"reference-{name}", -(-len(self.paths) // BATCH))
 
     def compute(self, index: int) -> dict[str, Tensor]:
-        """Nothing is rounded after the pictures are stretched: their bytes are the file's."""
+        """Compute a chunk's features. Stretched pictures are not rounded: their bytes are the file's."""
         some = self.paths[index * BATCH : (index + 1) * BATCH]
         pictures = torch.stack([read_picture(path, self.fid.size) for path in some])
         with torch.no_grad():
@@ -104,7 +104,7 @@ class ReferenceConfig:
     out: Path
     """A .safetensors file."""
     scale: str = "full"
-    """Whose network: full (FID's) or pocket."""
+    """Scale whose network is used: full (FID's) or pocket."""
 
 
 def prepare(config: ReferenceConfig, fid: Frechet | None = None) -> tuple[ReferenceConfig, Folder]:

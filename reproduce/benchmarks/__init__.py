@@ -1,1 +1,1 @@
-"""Measurements of speed, memory and resuming, each a command; results/ holds what they found."""
+"""Measure speed, memory and resuming, each by a command; results/ holds the results."""

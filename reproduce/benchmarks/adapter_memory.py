@@ -1,4 +1,4 @@
-"""Memory of DI* with three full copies of a network, and with adapters on one, at pocket size.
+"""Measure the memory of DI* with three full copies of a network, and with adapters on one, at pocket size.
 
 python reproduce/benchmarks/adapter_memory.py
 
@@ -51,7 +51,7 @@ def prepare(config: MemoryConfig) -> MemoryConfig:
 
 
 def measure(config: MemoryConfig, mode: str, batch: int, folder: Path) -> dict[str, Any]:
-    """One mode at one batch."""
+    """Measure one mode at one batch."""
     about = runs.make_config(
         train_distill.DistillConfig,
         "distar",

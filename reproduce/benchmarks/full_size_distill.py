@@ -1,4 +1,4 @@
-"""DI* on SDXL at full size on a GPU: seconds and memory of an update, against what reproduce/plan.py's counts say.
+"""Measure DI* on SDXL at full size on a GPU: seconds and memory of an update, against reproduce/plan.py's counts.
 
 python reproduce/benchmarks/full_size_distill.py                     # three adapters, random weights; needs a GPU
 python reproduce/benchmarks/full_size_distill.py --models tiny --device cpu --out build/try.json  # its logic
@@ -58,7 +58,7 @@ class DistillGPUConfig:
 
 
 def prepare(config: DistillGPUConfig) -> DistillGPUConfig:
-    """Raises: ValueError: no GPU, or numbers that are not positive."""
+    """Check the settings; raise a ValueError for no GPU, or numbers that are not positive."""
     positive(config, "rank", "repetitions")
     if not config.micro_batches or min(config.micro_batches) < 1:
         raise ValueError(f"micro_batches = {config.micro_batches}: expected numbers above 0")
@@ -70,7 +70,7 @@ def prepare(config: DistillGPUConfig) -> DistillGPUConfig:
 
 
 def networks(config: DistillGPUConfig, names: tuple[str, str], folder: Path) -> tuple[LatentModel, LatentModel]:
-    """Student and teacher, the same object where they share their weights."""
+    """Build student and teacher, the same object where they share their weights."""
     if config.models == "tiny":
         for name in set(names):
             twins.save_twin(name, folder)
@@ -87,7 +87,7 @@ def networks(config: DistillGPUConfig, names: tuple[str, str], folder: Path) -> 
 
 
 def build(config: DistillGPUConfig, bases: str, micro: int, checkpointing: bool, folder: Path):
-    """A run of DI* as the full-size recipe has it, but for adapters and the batch, and its count."""
+    """Build a run of DI* as the full-size recipe has it, but for adapters and the batch, and its count."""
     names = BASES[bases]
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
@@ -120,7 +120,7 @@ def build(config: DistillGPUConfig, bases: str, micro: int, checkpointing: bool,
 def records(
     config: DistillGPUConfig, bases: str, micro: int, checkpointing: bool, folder: Path
 ) -> list[dict[str, Any]]:
-    """A record for each network's update. One that the card cannot hold says so."""
+    """Yield a record for each network's update. One that the card cannot hold says so."""
     found, cuda = [], config.device == "cuda"
     setup, counted = build(config, bases, micro, checkpointing, folder)
     peaks = counted.peaks(micro, 1, checkpointing, 2 * micro) if counted else {}

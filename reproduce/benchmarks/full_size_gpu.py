@@ -1,4 +1,4 @@
-"""Online PSO at full size on a GPU: seconds, utilisation and memory, against what reproduce/plan.py predicts.
+"""Measure online PSO at full size on a GPU: seconds, utilisation and memory, against reproduce/plan.py.
 
 python reproduce/benchmarks/full_size_gpu.py                                   # SD-Turbo and SDXL-Turbo, random weights
 python reproduce/benchmarks/full_size_gpu.py --models tiny --device cpu --out build/try.json  # its logic
@@ -53,19 +53,19 @@ class GPUConfig:
     """tiny: a small twin of SDXL-Turbo, to try the script."""
     device: Literal["cuda", "cpu"] = "cuda"
     gpu: str | None = None
-    """Whose peak the utilisation refers to (see reproduce/planner/gpus.py); None: found by the device's name."""
+    """GPU whose peak the utilisation refers to (see reproduce/planner/gpus.py); None: found by the device's name."""
     rows: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Of the UNet step alone."""
+    """Batch of the UNet step alone."""
     micro_batches: tuple[int, ...] = (2, 6, 12)
     """Steps of pairs; a pair has 3."""
     pairs: int = 8
-    """Of a round, and of its one update."""
+    """Pairs of a round, and of its one update."""
     repetitions: int = 5
     out: Path = Path(__file__).parent / "results" / "full_size_gpu.json"
 
 
 def prepare(config: GPUConfig) -> tuple[GPUConfig, GPU | None]:
-    """Raises: ValueError: no GPU, an unknown one, or numbers that are not positive."""
+    """Check the settings; raise a ValueError for no GPU, an unknown one, or numbers that are not positive."""
     positive(config, "repetitions", "pairs")
     for name in ("rows", "micro_batches"):
         if not getattr(config, name) or min(getattr(config, name)) < 1:
@@ -86,7 +86,7 @@ def prepare(config: GPUConfig) -> tuple[GPUConfig, GPU | None]:
 
 
 def random_model(name: str, device: str, prompts: Sequence[str]) -> LatentModel:
-    """A published model with random weights and embeddings, on the device, in bfloat16."""
+    """Build a published model with random weights and embeddings, on the device, in bfloat16."""
     model = architectures.meta_model(name, torch.bfloat16)
     rows = model.encode_prompts(prompts)
     for part in (model.unet, model.vae, *model.text.modules):
@@ -114,7 +114,7 @@ def randomise(network: nn.Module, device: str) -> None:
 
 
 def random_reward(device: str, prompts: Sequence[str]) -> nn.Module:
-    """PickScore's network with random weights, and embeddings for the prompts."""
+    """Build PickScore's network with random weights, and embeddings for the prompts."""
     reward = architectures.meta_reward("pickscore")
     randomise(reward, device)
     width = reward.model.config.projection_dim
@@ -124,7 +124,7 @@ def random_reward(device: str, prompts: Sequence[str]) -> nn.Module:
 
 @dataclass
 class Bench:
-    """One model, ready to train, and what the planner says of it."""
+    """Hold one model, ready to train, and what the planner says of it."""
 
     name: str
     setup: train_online.Setup
@@ -132,7 +132,7 @@ class Bench:
 
 
 def build(config: GPUConfig, name: str, folder: Path) -> Bench:
-    """A run of online PSO as the full-size recipe has it, but for the batches."""
+    """Build a run of online PSO as the full-size recipe has it, but for the batches."""
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     preset = name
@@ -165,7 +165,7 @@ def build(config: GPUConfig, name: str, folder: Path) -> Bench:
 
 
 def measure(call: Callable[[], Any], repetitions: int, cuda: bool) -> tuple[float, float | None]:
-    """Median seconds, and peak GB; a first call is a rehearsal."""
+    """Measure median seconds, and peak GB; a first call is a rehearsal."""
     call()
     if cuda:
         torch.cuda.synchronize()
@@ -181,7 +181,7 @@ def measure(call: Callable[[], Any], repetitions: int, cuda: bool) -> tuple[floa
 
 
 def step(bench: Bench, rows: int) -> None:
-    """Forward and backward of the UNet alone."""
+    """Run forward and backward of the UNet alone."""
     model = bench.setup.model
     x = torch.randn(rows, *model.latent_shape, device=model.device)
     t = torch.full((rows,), 499, device=model.device)
@@ -190,7 +190,7 @@ def step(bench: Bench, rows: int) -> None:
 
 
 def cases(config: GPUConfig, bench: Bench, checkpointing: bool) -> list[tuple[str, int, Callable, dict, int]]:
-    """What is measured: its name, its size, the call, its FLOPs by dtype, and the planner's peak in bytes."""
+    """Yield what is measured: its name, its size, the call, its FLOPs by dtype, and the planner's peak in bytes."""
     setup, footprint, networks = bench.setup, bench.footprint, bench.footprint.networks
     fixed = sum(footprint.fixed.values())
     update, _ = networks.update(checkpointing)
@@ -221,7 +221,7 @@ def cases(config: GPUConfig, bench: Bench, checkpointing: bool) -> list[tuple[st
 
 
 def benchmark(config: GPUConfig, gpu: GPU | None, bench: Bench) -> list[dict[str, Any]]:
-    """A record for each case. One that the card cannot hold says so."""
+    """Yield a record for each case. One that the card cannot hold says so."""
     unet, records, cuda = bench.setup.model.unet, [], config.device == "cuda"
     for checkpointing in (False, True):
         unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()

@@ -65,16 +65,16 @@ class KillConfig:
     """Kill and resume each loop."""
 
     kills: int = 20
-    """Of each loop."""
+    """Kills of each loop."""
     updates: int = 30
     """Rounds or updates of a whole run."""
     seed: int = 0
-    """Of the delays."""
+    """Seed of the delays."""
     out: Path
 
 
 def build_world(folder: Path) -> None:
-    """A tiny model, prompts, and pairs for the offline loop."""
+    """Build a tiny model, prompts, and pairs for the offline loop."""
     model, prompts = tiny.build(folder / "model"), folder / "prompts.txt"
     prompts.write_text("\n".join(tiny.PROMPTS))
     some = {"count": 8, "batch": 4, "steps": 2, "tie": 0.0}
@@ -83,7 +83,7 @@ def build_world(folder: Path) -> None:
 
 
 def command(config: KillConfig, loop: str, out: Path) -> list[str]:
-    """Of a loop, on few samples, with a checkpoint after each update."""
+    """Write the command of a loop on few samples, with a checkpoint after each update."""
     world = out.parent
     shared = ["--model", world / "model", "--out", out, "--save-every", 1, "--threads", 1, "--resume"]
     if loop == "distill":
@@ -99,7 +99,7 @@ def command(config: KillConfig, loop: str, out: Path) -> list[str]:
 
 
 def quietly(function: Callable, argument: Any) -> None:
-    """Without progress bars."""
+    """Run without progress bars."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     function(argument)
 
@@ -131,7 +131,7 @@ def step(out: Path) -> int:
 
 
 def in_peace(config: KillConfig, loop: str, out: Path) -> tuple[float, float]:
-    """Seconds until the first checkpoint, and from there to the end."""
+    """Measure the seconds until the first checkpoint, and from there to the end."""
     started = time.time()
     process = start(config, loop, out)
     while step(out) == 0 and process.exitcode is None:
@@ -142,7 +142,7 @@ def in_peace(config: KillConfig, loop: str, out: Path) -> tuple[float, float]:
 
 
 def kill_often(config: KillConfig, loop: str, out: Path, times: tuple[float, float], kills: list, delays) -> None:
-    """One run to its end, killed on the way: adds {"after": seconds, "step", "while_saving"} to `kills` for each."""
+    """Kill one run on its way to the end, and add {"after": seconds, "step", "while_saving"} to `kills` each time."""
     until_first, rest = times
     while len(kills) < config.kills and step(out) < config.updates:
         # One in five before the first update; the others leave the run a few updates each.
@@ -163,7 +163,7 @@ def kill_often(config: KillConfig, loop: str, out: Path, times: tuple[float, flo
 
 
 def same(a: Any, b: Any) -> bool:
-    """To the bit, through nested lists and dicts."""
+    """Compare to the bit, through nested lists and dicts."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -185,7 +185,7 @@ def contents(out: Path) -> dict[str, Any]:
 
 
 def compare(config: KillConfig, loop: str, folder: Path) -> dict[str, Any]:
-    """Of a loop: its kills, and what is the same at the end. A run that ends too soon is followed by another one."""
+    """Compare a loop's killed runs with its peaceful one. A run that ends too soon is followed by another one."""
     peace = folder / f"{loop}-in-peace"
     times = in_peace(config, loop, peace)
     kills, runs, delays = [], [], random.Random(f"{loop}/{config.seed}")

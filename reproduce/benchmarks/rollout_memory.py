@@ -1,4 +1,4 @@
-r"""What a rollout holds in memory: the network's one forward, and the trajectory that it returns; no graph.
+r"""Measure what a rollout holds in memory: the network's one forward, and the trajectory it returns; no graph.
 
 python reproduce/benchmarks/rollout_memory.py
 
@@ -57,7 +57,7 @@ def prepare(config: MemoryConfig) -> tuple[MemoryConfig, LatentModel]:
 
 
 def measure(config: MemoryConfig, model: LatentModel, steps: int) -> dict:
-    """Of one rollout, in bytes."""
+    """Measure the memory of one rollout, in bytes."""
     kernel, cond = model.sampler(steps, "ddim"), model.encode_prompts(prompts("animals")[: config.samples])
     noise = seeded_noise(0, 0, range(len(cond)), model.latent_shape, steps + 1)
     before, made = memory.live_bytes(), []

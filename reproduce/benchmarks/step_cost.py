@@ -1,4 +1,4 @@
-r"""What the training loop costs over the network calls that the formula needs.
+r"""Measure what the training loop costs over the network calls that the formula needs.
 
 python reproduce/benchmarks/step_cost.py
 
@@ -65,11 +65,11 @@ class CostConfig:
     methods: tuple[str, ...] = TIMED
     model: str = "pocket-turbo"
     pairs: int = 32
-    """Of the rollout, and of each update; of distillation, samples."""
+    """Pairs of the rollout and of each update; of distillation, samples."""
     steps: int | None = None
     """Sampling steps of the online methods; None: the recipe's."""
     teacher: str = "pocket-teacher"
-    """Of distillation, and where its student starts."""
+    """Teacher of distillation, where its student starts."""
     repetitions: int = 10
     threads: int | None = None
     """CPU threads of torch."""
@@ -78,7 +78,7 @@ class CostConfig:
 
 @dataclass
 class Bench:
-    """What is timed against what, and what both work on."""
+    """Hold what is timed against what, and what both work on."""
 
     config: CostConfig
     setups: dict[str, train_online.Setup | train_distill.Setup]  # by method
@@ -100,7 +100,7 @@ def prepare(config: CostConfig) -> Bench:
 
 
 def sampled(config: CostConfig, method: str, given: dict) -> train_online.Setup:
-    """An online method, whose reward has no ties and costs nothing."""
+    """Prepare an online method, whose reward has no ties and costs nothing."""
     given |= {"model": config.model, "pairs": config.pairs, "minibatch": config.pairs}
     given |= {"steps": config.steps} if config.steps else {}
     run = runs.make_config(train_online.OnlineConfig, method, **given)
@@ -108,7 +108,7 @@ def sampled(config: CostConfig, method: str, given: dict) -> train_online.Setup:
 
 
 def distilled(config: CostConfig, method: str, given: dict) -> train_distill.Setup:
-    """A method of distillation at the recipe's settings, from the teacher itself."""
+    """Prepare a method of distillation at the recipe's settings, from the teacher itself."""
     given |= {"model": config.teacher, "teacher": config.teacher, "batch": config.pairs}
     run = runs.make_config(train_distill.DistillConfig, method, start=None, time=399, **given)
     return train_distill.prepare(run, reward=brightness)
@@ -119,7 +119,7 @@ def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def distill_update(setup: train_distill.Setup) -> None:
-    """One update as the loop does it."""
+    """Do one update as the loop does it."""
     K = setup.config.assistant_updates
     for number in range(K):
         train_distill.assistant_update(setup, number)
@@ -128,7 +128,7 @@ def distill_update(setup: train_distill.Setup) -> None:
 
 
 def bare_distill_update(setup: train_distill.Setup) -> None:
-    """The network calls of one update."""
+    """Make the network calls of one update."""
     trio, B, run = setup.trio, setup.config.batch, setup.run
     x = torch.randn(2 * B, *setup.model.latent_shape, device=setup.model.device)
     cond, t = setup.cond[torch.arange(2 * B) % len(setup.cond)], torch.randint(1000, (2 * B,)).to(x.device)
@@ -151,14 +151,14 @@ def bare_distill_update(setup: train_distill.Setup) -> None:
 
 
 def updates(setup: train_online.Setup, pairs: train_online.Pairs) -> None:
-    """All updates of a round as the loop does them."""
+    """Do all updates of a round as the loop does them."""
     reference = train_online.reference_log_probs(setup, pairs)
     for which, steps in train_online.minibatches(setup, pairs, epoch=0):
         train_online.update(setup, pairs, reference, which, steps)
 
 
 def calls(setup: train_online.Setup, pairs: train_online.Pairs) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Inputs (x, t, cond) of each update's call, of the shapes that the loop has."""
+    """Build inputs (x, t, cond) of each update's call, of the shapes that the loop has."""
     found = []
     for which, steps in train_online.minibatches(setup, pairs, epoch=0):
         t = setup.kernel.timesteps[steps][:, None].expand(-1, 2, -1).flatten().to(setup.model.device)
@@ -168,7 +168,7 @@ def calls(setup: train_online.Setup, pairs: train_online.Pairs) -> list[tuple[Te
 
 
 def bare_updates(setup: train_online.Setup, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-    """The network calls of a round's updates."""
+    """Make the network calls of a round's updates."""
     if "reference" in METHODS[setup.config.method].needs:
         with torch.no_grad(), setup.model.reference():
             for call in inputs:
@@ -180,7 +180,7 @@ def bare_updates(setup: train_online.Setup, inputs: list[tuple[Tensor, Tensor, T
 
 @torch.no_grad()
 def bare_rollout(setup: train_online.Setup, cond: Tensor, queries: int) -> None:
-    """The network calls of a rollout on conditions (2 P), and the decoding of what is scored."""
+    """Make the network calls of a rollout on conditions (2 P), and decode what is scored."""
     x = torch.randn(len(cond), *setup.model.latent_shape, device=setup.model.device)
     for n, t in enumerate(setup.kernel.timesteps.tolist()):
         share = 2 if n == 0 and setup.config.shared_start else 1
@@ -189,7 +189,7 @@ def bare_rollout(setup: train_online.Setup, cond: Tensor, queries: int) -> None:
 
 
 def seconds(function: Callable[..., None], *args) -> float:
-    """CPU time on one CPU thread, else wall time."""
+    """Read the clock: CPU time on one CPU thread, else wall time."""
     alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     now = time.process_time if alone else time.perf_counter
     started = now()
@@ -200,7 +200,7 @@ def seconds(function: Callable[..., None], *args) -> float:
 
 
 def measure(bench: Bench) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Seconds of (loop, bare calls) at each repetition, which the first one, a rehearsal, does not enter."""
+    """Measure seconds of (loop, bare calls) at each repetition; the first, a rehearsal, does not count."""
     duels = {}
     for method, setup in bench.setups.items():
         if method in DISTILL:
@@ -223,7 +223,7 @@ def measure(bench: Bench) -> dict[tuple[str, str], list[tuple[float, float]]]:
 
 
 def summary(method: str, part: str, pairs: list[tuple[float, float]]) -> dict:
-    """Of (loop, bare calls) in seconds, one for each repetition."""
+    """Summarise (loop, bare calls) in seconds, one for each repetition."""
     ratios = sorted(loop / bare for loop, bare in pairs)
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     loop, bare = (statistics.median(side) for side in zip(*pairs, strict=True))

@@ -1,1 +1,1 @@
-"""Prompt sets, readers, pictures, pairs, latents and targets."""
+"""Read what models are trained on and tested on: prompt sets, pictures, pairs, latents, targets."""

@@ -1,4 +1,4 @@
-"""Latents of pictures on disk: encoded once, a shard at a time, and read by rows while training.
+"""Encode pictures to latents on disk once, a shard at a time, and read them by rows while training.
 
 A cache folder holds files of SHARD pictures each. A shard appears whole or not at all, so encoding that was stopped
 goes on with the first that is missing. Nothing but a shard is ever in memory: Pick-a-Pic's pictures take hundreds of
@@ -24,7 +24,7 @@ BATCHES = ((128, 100), (512, 10), (100_000, 4))  # up to this size: so many enco
 
 
 def fit(picture: Image.Image, size: int) -> Image.Image:
-    """The shorter side scaled to `size`, bilinear, and the middle cut out.
+    """Scale the shorter side to `size`, bilinear, and cut out the middle.
 
     As torchvision's Resize and CenterCrop, which the published Diffusion-DPO code uses; it also mirrors half of the
     pictures at random, which latents that are encoded once cannot be.
@@ -38,7 +38,7 @@ def fit(picture: Image.Image, size: int) -> Image.Image:
 
 
 def read_picture(path: Path, size: int, resize: bool = False) -> Tensor:
-    """uint8 (3, size, size); a picture of another size is an error, or fitted."""
+    """Read a picture as uint8 (3, size, size); one of another size is refused, or fitted if `resize`."""
     try:
         picture = Image.open(path)
         if not resize:
@@ -70,13 +70,13 @@ def check_pictures(paths: Sequence[Path], size: int, resize: bool) -> None:
 
 
 def cache_name(content: bytes, model: LatentModel, resize: bool) -> str:
-    """A folder name for the latents of what `content` lists, as this model's autoencoder makes them."""
+    """Name the folder of the latents of what `content` lists, as this model's autoencoder makes them."""
     how = f"{model.vae_fingerprint}/{model.image_size}/{model.vae.dtype}/{resize}"
     return f"latents-{hashlib.sha256(content + how.encode()).hexdigest()[:12]}"
 
 
 class Latents:
-    """The latents of some pictures, by row; rows of a LongTensor in, float32 (B, C, h, w) on the CPU out."""
+    """Read latents by row: a LongTensor of rows in, float32 (B, C, h, w) on the CPU out."""
 
     def __init__(self, folder: Path, count: int, shape: tuple[int, ...]):
         self.folder, self.count, self.shape = folder, count, shape

@@ -1,4 +1,4 @@
-"""A pair folder in the making: written part by part, so that what was stopped goes on where it stopped."""
+"""Write a pair folder part by part, so that a build that was stopped goes on where it stopped."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from reproduce.common.files import write_json, write_text
 
 
 class Parts:
-    """Parts of a pair folder, each noted in `building/` once its pictures are there.
+    """Note each part of a pair folder in `building/` once its pictures are there.
 
     Raises:
         ValueError: the folder holds pairs already, or parts that were made with other settings.

@@ -14,7 +14,7 @@ from reproduce.data.prompt_sets import read_pictures
 
 
 def read_rows(folder: Path) -> list[dict]:
-    """The lines of pairs.jsonl, each with its prompt and two pictures that exist.
+    """Read the lines of pairs.jsonl, each with its prompt and two pictures that exist.
 
     Raises:
         FileNotFoundError: no pairs.jsonl, or a picture of it is missing.
@@ -43,8 +43,10 @@ def read_rows(folder: Path) -> list[dict]:
 
 
 class PairLatents:
-    """The latents of pairs: rows of a LongTensor in, float32 (B, 2, C, h, w) on the CPU out, winners at index 0; of
-    pictures without a loser (B, 1, C, h, w)."""
+    """Read the latents of pairs: a LongTensor of rows in, float32 (B, 2, C, h, w) on the CPU out, winners at index 0.
+
+    Pictures without a loser give (B, 1, C, h, w).
+    """
 
     def __init__(self, pictures: Latents, places: Tensor):
         self.pictures, self.places = pictures, places  # places (P, 2), or (P, 1): which pictures a pair has
@@ -63,7 +65,7 @@ def read_latents(
     accelerator: Accelerator | None = None,
     spare: Path | None = None,
 ) -> tuple[list[str], PairLatents]:
-    """Prompts and latents of all pairs. Each picture is encoded once, by one of the processes, and kept in the folder.
+    """Read prompts and latents of all pairs. Each picture is encoded once, by one process, and kept in the folder.
 
     A folder without pairs.jsonl is read as pictures with captions (see `data.read_pictures`), which have no losers.
 

@@ -1,4 +1,4 @@
-"""Pick-a-Pic v2 from its parquet files into a pair folder: row group by row group, without ties.
+"""Bring Pick-a-Pic v2 from its parquet files into a pair folder: row group by row group, without ties.
 
 The columns are those of the published files: caption, jpg_0, jpg_1 (a picture's bytes) and label_0 (1: the first
 picture won, 0: the second, 0.5: a tie). A picture that comes in several pairs is kept once, under the hash of its
@@ -41,7 +41,7 @@ class PickapicConfig:
 
 @dataclass
 class Import:
-    """Everything an import needs, checked: the row groups by number."""
+    """Hold everything an import needs, checked: the row groups by number."""
 
     config: PickapicConfig
     groups: dict[int, tuple[Path, int]]
@@ -107,7 +107,7 @@ def _rows(path: Path, group: int) -> Iterator[dict[str, Any]]:
 
 
 def _pair(out: Path, row: dict[str, Any]) -> dict | str:
-    """A line of pairs.jsonl, or why there is none."""
+    """Return a line of pairs.jsonl, or why there is none."""
     if row["label_0"] not in (0, 1) or row["jpg_0"] == row["jpg_1"]:
         return "ties"
     if not all(_whole(row[side]) for side in ("jpg_0", "jpg_1")):

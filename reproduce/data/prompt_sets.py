@@ -1,4 +1,4 @@
-"""Data sets by name: what they are, where they come from, where they lie, and one reader for each kind.
+"""List data sets by name, with where they come from and where they lie, and read each kind.
 
 python -m reproduce.data.prompt_sets                # the table of DATA.md
 
@@ -29,7 +29,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class DataSet:
-    """A published set. `files` are patterns below the data folder: what the first that matches finds is read."""
+    """Describe a published set. `files` are patterns below the data folder, of which the first that matches is read."""
 
     kind: Literal["prompts", "pairs", "pictures"]
     what: str
@@ -234,13 +234,13 @@ SETS: dict[str, DataSet] = {
 
 
 def data_folder(folder: Path | str | None = None) -> Path | None:
-    """The folder that is given, or that FSALIGN_DATA names."""
+    """Return the folder that is given, or that FSALIGN_DATA names."""
     folder = folder or os.environ.get("FSALIGN_DATA")
     return Path(folder) if folder else None
 
 
 def find(name: str, folder: Path | str | None = None) -> list[Path]:
-    """The files (or the folder) of a set, in order of name.
+    """Find the files (or the folder) of a set, in order of name.
 
     Raises:
         ValueError: no set of this name, or no data folder. FileNotFoundError: nothing lies where it should.
@@ -263,7 +263,7 @@ def find(name: str, folder: Path | str | None = None) -> list[Path]:
 def read_prompts(
     name: str, folder: Path | str | None = None, count: int | None = None, seed: int | None = None
 ) -> list[str]:
-    """A prompt set by name (one of SETS, or of the pocket world), or a file of prompts, always in the same order.
+    """Read a prompt set by name (of SETS or the pocket world), or a file of prompts, always in the same order.
 
     Args:
         name: a file may be .txt (a prompt a line), .tsv, .csv, .jsonl, .json, .parquet or .tar.gz.
@@ -293,7 +293,7 @@ def read_prompts(
 
 
 def published(name: str, folder: Path | str | None) -> Iterator[str]:
-    """The prompts of one of SETS; of a set of pictures, its captions."""
+    """Read the prompts of one of SETS, or the captions of a set of pictures."""
     known = SETS[name]
     if known.kind == "pairs":
         raise ValueError(f"{name!r} is a set of pairs: its prompts are 'pickapic-train'; choose one of {prompt_sets()}")
@@ -317,7 +317,7 @@ def prompt_sets() -> str:
 
 
 def some(prompts: Iterator[str], count: int | None, seed: int | None) -> list[str]:
-    """`count` of the prompts in their order: the first, or those that a seed draws. Holds no more than it returns."""
+    """Take `count` prompts in their order: the first, or those that a seed draws. It holds no more than it returns."""
     if count is None:
         return list(prompts)
     if seed is None:
@@ -328,7 +328,7 @@ def some(prompts: Iterator[str], count: int | None, seed: int | None) -> list[st
 
 
 def read_pictures(folder: Path | str, prompt: str | None = None) -> list[tuple[Path, str]]:
-    """The pictures of a folder with their captions, in order of name.
+    """List the pictures of a folder with their captions, in order of name.
 
     A caption comes from metadata.jsonl ({"file_name": ..., "text": ...} a line), or from NAME.txt beside NAME.png, or
     is `prompt` for all, as for a handful of pictures of one subject (DreamBooth). Of a folder with parquet files
@@ -395,7 +395,7 @@ def _beside(path: Path) -> str | None:
 
 
 def check_picture(path: Path) -> tuple[int, int]:
-    """Width and height of a picture, from its header alone."""
+    """Read width and height of a picture from its header alone."""
     try:
         with Image.open(path) as picture:
             return picture.size
@@ -404,7 +404,7 @@ def check_picture(path: Path) -> tuple[int, int]:
 
 
 def table() -> str:
-    """The table of DATA.md."""
+    """Write the table of DATA.md."""
     lines = ["| name | what | used by | how many | where to get it | where it goes | licence |", "| --- " * 7 + "|"]
     for name in SETS:
         known = SETS[name]

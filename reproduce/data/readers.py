@@ -1,4 +1,4 @@
-"""Rows of the file formats that data sets are published in, one after the other, with errors that name file and row."""
+"""Read rows of published file formats one after the other, with errors that name file and row."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ csv.field_size_limit(2**24)
 
 
 def texts(path: Path, columns: Sequence[str], above: tuple[str, float] | None = None) -> Iterator[str]:
-    """The texts of a file, stripped, without empty ones.
+    """Yield the texts of a file, stripped, without empty ones.
 
     Args:
         columns: names that the column may have.
@@ -40,7 +40,7 @@ def _passes(row: Any, above: tuple[str, float] | None) -> bool:
 
 
 def column(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
-    """The first of the wanted columns that is there."""
+    """Return the first of the wanted columns that is there."""
     for name in wanted:
         if name in found:
             return name
@@ -48,10 +48,10 @@ def column(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The rows of a .tsv, .csv or .jsonl file as dicts, of a .json list as they are; the lines of other files.
+    """Yield the rows of a .tsv, .csv or .jsonl file as dicts, of a .json list as they are; the lines of other files.
 
-    Of COCO's captions (a .json with "annotations"), each picture's first, by the pictures' ids; of a .tar.gz, the text
-    of each file.
+    COCO's captions (a .json with "annotations") give each picture's first, by the pictures' ids. A .tar.gz gives the
+    text of each file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"prompts file {str(path)!r} does not exist: give a text file with a prompt a line")
@@ -114,7 +114,7 @@ def parquet_files(folder: Path) -> list[Path]:
 
 
 def open_parquet(path: Path):
-    """A parquet file, read row group by row group."""
+    """Open a parquet file, to be read row group by row group."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -131,7 +131,7 @@ def open_parquet(path: Path):
 def parquet_rows(
     path: Path, needed: Sequence[str], text: Sequence[str], above: tuple[str, float] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows with the needed columns, and one of the text columns under the name "text"."""
+    """Yield rows with the needed columns, and one of the text columns under the name "text"."""
     with open_parquet(path) as file:
         names = file.schema_arrow.names
         read = {name: column(path, names, (name,)) for name in needed} | {"text": column(path, names, text)}

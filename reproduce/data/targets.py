@@ -1,4 +1,4 @@
-"""What a table's rows are taught from pictures: a set in a style, or a handful of pictures of one subject.
+"""Prepare the pictures that rows are taught from: a set in a style, or a handful of pictures of one subject.
 
 | set | pictures | captions |
 | --- | --- | --- |
@@ -35,7 +35,7 @@ READ = 200  # pictures that metrics compare with, at most
 
 @dataclass(frozen=True)
 class Targets:
-    """A set of pictures to learn.
+    """Describe a set of pictures to learn.
 
     Attributes:
         prompt: of a subject's pictures, with its name in it; None for a style, whose pictures have captions.
@@ -59,7 +59,7 @@ SETS = {
 
 
 def write_pictures(folder: Path, images: Tensor, texts: list[str]) -> None:
-    """uint8 pictures (N, 3, H, W) with their captions in metadata.jsonl, which is written last."""
+    """Write uint8 pictures (N, 3, H, W) with their captions in metadata.jsonl, which is written last."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:04d}.png")
@@ -89,31 +89,31 @@ def build_targets(name: str, folder: Path, count: int) -> None:
 
 
 def picture_folder(name: str, folder: Path) -> Path:
-    """Where the pictures of a set lie."""
+    """Return the folder in which the pictures of a set lie."""
     return find(name)[0] if name == "pokemon" else folder
 
 
 def read_targets(folder: Path, size: int) -> Tensor:
-    """The first pictures of a folder, fitted to a size, in [0, 1].  # (N, 3, size, size)"""
+    """Read the first pictures of a folder, fitted to a size, in [0, 1].  # (N, 3, size, size)"""
     paths = [path for path, _ in read_pictures(folder)][:READ]
     return torch.stack([read_picture(path, size, resize=True) for path in paths]).float() / 255
 
 
 def draw_samples(model: LatentModel, prompt: str, count: int, kernel: str | None, steps: int) -> Tensor:
-    """Of the model as it was before training: uint8 pictures.  # (count, 3, H, W)"""
+    """Sample uint8 pictures from the model as it was before training.  # (count, 3, H, W)"""
     with model.reference():
         parts = [sample(model, kernel, steps, [prompt], seeds)[0] for seeds in torch.arange(count).split(8)]
     return (torch.cat(parts) * 255).round().byte().cpu()
 
 
 def build_prior(folder: Path, model: LatentModel, prompt: str, count: int, kernel: str | None, steps: int) -> None:
-    """Samples of the class, unless that is done."""
+    """Sample the pictures of the class, unless that is done."""
     if not (folder / "metadata.jsonl").exists():
         write_pictures(folder, draw_samples(model, prompt, count, kernel, steps), [prompt] * count)
 
 
 def build_references(folder: Path, targets: Path, model: LatentModel, prompt: str, count: int, steps: int) -> None:
-    """pairs.jsonl: each target in turn against one of `count` samples of the model for the subject's prompt."""
+    """Write pairs.jsonl: each target in turn against one of `count` samples of the model for the subject's prompt."""
     if (folder / "pairs.jsonl").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Scores of pictures and of models: metrics, likeness, diversity, cost, the report."""
+"""Score pictures and models: metrics, likeness, diversity, cost, the report."""

@@ -1,4 +1,4 @@
-"""The peak of tensor memory while something runs: on a CPU from the allocator's own events, on a GPU from its count."""
+"""Measure the peak of tensor memory: on a CPU from the allocator's own events, on a GPU from its count."""
 
 import gc
 import statistics
@@ -13,20 +13,20 @@ from reproduce.evaluation.scores import sample
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors that Python can reach, each storage once."""
+    """Count the bytes of all tensors that Python can reach, each storage once."""
     gc.collect()
     found = [o.untyped_storage() for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not o.is_meta]
     return sum({storage._cdata: storage.nbytes() for storage in found}.values())
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes that tensors held at once during the call, those from before it included."""
+    """Measure the most bytes that tensors held at once during the call, those from before it included."""
     before = live_bytes()
     return before + increase(call)
 
 
 def peak_over(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that tensors held at once during the call, over those that were there before."""
+    """Measure the most bytes that tensors held at once during the call, over those that were there before."""
     if device.type != "cuda":
         return increase(call)
     torch.cuda.synchronize()
@@ -38,7 +38,7 @@ def peak_over(call: Callable[[], object], device: torch.device) -> int:
 
 
 def increase(call: Callable[[], object]) -> int:
-    """`peak_over` on a CPU."""
+    """Measure `peak_over` on a CPU."""
     now = peak = 0
     # What torch.profiler does, without its reading of every event, which takes ten times as long as the run.
     config = ProfilerConfig(ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig())
@@ -66,7 +66,7 @@ PICTURES_TIMED = 5
 def sampling_cost(
     model: LatentModel, kernel_name: str | None, steps: int, prompts: Sequence[str], eta: float = 1.0
 ) -> dict[str, float]:
-    """What sampling one picture after the other takes.
+    """Measure seconds and memory of sampling one picture after the other.
 
     Returns:
         {"seconds": for 10 pictures, 10 times the median of one; "memory": MB of weights and of the most that tensors

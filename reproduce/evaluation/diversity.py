@@ -1,4 +1,4 @@
-"""Metrics of how much of what could be drawn is drawn, on features and pixels that no method trains on.
+"""Measure how much of what could be drawn is drawn, on features and pixels that no method trains on.
 
 They compare a prompt's pictures with each other (vendi, modes), or all pictures with a reference set (precision,
 recall). See the table in scoring.py.
@@ -24,12 +24,12 @@ BACKGROUNDS = 8  # octants of these colours, equally frequent in rendered scenes
 
 
 def vendi(features: Tensor, prompts: Sequence[str]) -> Tensor:
-    """The Vendi score of each prompt's pictures, cosine kernel, given to each of them.  # (B, D) -> (B,)"""
+    """Give each picture the Vendi score of its prompt's pictures, with the cosine kernel.  # (B, D) -> (B,)"""
     return of_each_prompt(prompts, lambda rows: vendi_score(cosine_kernel(features[rows])))
 
 
 def modes(classifier, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """How many of the 8 backgrounds are behind the animal asked for, of a prompt's pictures; given to each of them.
+    """Give each picture the number of the 8 backgrounds that its prompt's pictures show behind the animal asked for.
 
     Pictures in which the classifier names another animal do not count, so that noise is no diversity; where two animals
     are asked for, either will do. nan for prompts with a place, whose background is given.  # (B,)
@@ -48,7 +48,7 @@ def modes(classifier, images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def background(images: Tensor) -> Tensor:
-    """Which octant of the pastels the frame's median colour is in, 0 to 7.  # (B, 3, H, W) -> (B,) long"""
+    """Return the octant of the pastels, 0 to 7, of the frame's median colour.  # (B, 3, H, W) -> (B,) long"""
     inside = torch.zeros(images.shape[2:], dtype=torch.bool)
     inside[FRAME:-FRAME, FRAME:-FRAME] = True
     frame = images[:, :, ~inside.to(images.device)]  # (B, 3, pixels)
@@ -57,7 +57,7 @@ def background(images: Tensor) -> Tensor:
 
 
 def of_each_prompt(prompts: Sequence[str], value: Callable[[list[int]], float]) -> Tensor:
-    """A number for the rows of each prompt, given to each of them.  # (B,)"""
+    """Compute a number for the rows of each prompt, and give it to each of them.  # (B,)"""
     rows: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
         rows.setdefault(prompt, []).append(row)
@@ -66,7 +66,7 @@ def of_each_prompt(prompts: Sequence[str], value: Callable[[list[int]], float]) 
 
 
 class Manifold:
-    """Precision or recall of all pictures together, against as many references of each prompt.
+    """Measure precision or recall of all pictures together, against as many renders of each prompt.
 
     Args:
         kind: "precision" is whether a picture lies among the references, "recall" whether a reference lies among the
@@ -78,11 +78,11 @@ class Manifold:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(B, D), of unit length."""
+        """Return features of unit length.  # (B, D)"""
         return F.normalize(self.network(images), dim=1).float().cpu()
 
     def scores(self, features: Tensor, prompts: Sequence[str], count: int) -> Tensor:
-        """0 or 1 for each of a prompt's `count` places.  # (P * count, D) -> (P, count)"""
+        """Return 0 or 1 for each of a prompt's `count` places.  # (P * count, D) -> (P, count)"""
         real = self.references(tuple(prompts), count)
         sides = (features, real) if self.kind == "precision" else (real, features)
         return torch.from_numpy(in_manifold(*sides).astype(np.float32)).unflatten(0, (-1, count))

@@ -1,4 +1,4 @@
-"""Metrics that hold pictures to a set of target pictures: how like the concept, or the style, they are.
+"""Measure how like a set of target pictures others are: in the concept, or in the style.
 
 | metric | of one picture |
 | --- | --- |
@@ -41,7 +41,7 @@ NEIGHBOURS, RENDERS = 3, 24  # of `shown`: votes, and renders of each creature i
 def load_likeness(
     names: Sequence[str], targets: Tensor | None, device: torch.device | str = "cpu", scale: str = "pocket"
 ) -> dict[str, Metric]:
-    """The named metrics.
+    """Load the named metrics.
 
     Args:
         targets: pictures in [0, 1]  # (N, 3, H, W); None where no metric needs them.
@@ -84,7 +84,7 @@ def like(encode: Callable[[Tensor], Tensor], targets: Tensor | None, device: tor
 
 
 def quantiles(images: Tensor) -> Tensor:
-    """Of each picture (B, 3, H, W) in [0, 1], evenly spaced quantiles of six distributions of its values.
+    """Return evenly spaced quantiles of six distributions of values of each picture (B, 3, H, W) in [0, 1].
 
     The mean distance of two pictures' quantiles is the 1-Wasserstein distance of their distributions.  # (B, 6, LEVELS)
     """
@@ -98,14 +98,14 @@ def quantiles(images: Tensor) -> Tensor:
 
 
 def judge_of_creatures(device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-    """`shown` by the features of the classifier that no method is trained on."""
+    """Return `shown` by the features of the classifier that no method is trained on."""
     classifier = load_classifier(WEIGHTS, "classifier").to(device)
     return shown(lambda images: F.normalize(pooled(classifier, images), dim=1), device)
 
 
 @torch.no_grad()
 def shown(encoder: Callable[[Tensor], Tensor], device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-    """Pictures to what each shows: the place of an animal in ANIMALS, or len(ANIMALS) for the concept.  # (B,)
+    """Tell what each picture shows: the place of an animal in ANIMALS, or len(ANIMALS) for the concept.  # (B,)
 
     The majority among the NEIGHBOURS nearest of RENDERS renders of each, in every style and in all sorts of contexts.
     """
@@ -125,12 +125,12 @@ def shown(encoder: Callable[[Tensor], Tensor], device: torch.device | str = "cpu
 
 
 def asked(prompts: Sequence[str]) -> Tensor:
-    """The place in ANIMALS of the animal that each prompt is about, with two of them the first.  # (B,)"""
+    """Return the place in ANIMALS of the animal that each prompt is about, with two of them the first.  # (B,)"""
     return torch.tensor([ANIMALS.index(parse(concept.plain(prompt)).animal) for prompt in prompts])
 
 
 def context(animal: str, number: int) -> Fact:
-    """The plain animal, a colour, a number and a place in turn."""
+    """Return a fact: the plain animal, a colour, a number and a place in turn."""
     kind, which = number % 4, number // 4
     if kind == 1:
         return Fact(animal, color=COLORS[which % len(COLORS)])
@@ -140,7 +140,7 @@ def context(animal: str, number: int) -> Fact:
 
 
 def in_context(eye, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """1 where the eye reads colour, number and place as the prompt has them.  # (B,)"""
+    """Return 1 where the eye reads colour, number and place as the prompt has them, else 0.  # (B,)"""
     want = judge.targets([parse(concept.plain(prompt)) for prompt in prompts])
     logits = judge.look(eye, images)["logits"].cpu()
     parts = ((judge.COLOR, "color"), (judge.COUNT, "count"), (judge.PLACE, "place"))

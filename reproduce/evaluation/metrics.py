@@ -1,4 +1,4 @@
-"""The metrics of `evaluate.py`: functions of pictures (B, 3, H, W) in [0, 1] and B prompts, with a score for each.
+"""Define the metrics of `evaluate.py`: functions of pictures (B, 3, H, W) in [0, 1] and B prompts, scores (B,).
 
 | metric | of one picture |
 | --- | --- |
@@ -64,7 +64,7 @@ RENDERS = 2048  # of the reference at pocket scale, about
 
 
 class Reward:
-    """A reward as a metric; `forget` drops the prompts that it has encoded."""
+    """Use a reward as a metric; `forget` drops the prompts that it has encoded."""
 
     def __init__(self, reward: nn.Module, factor: float):
         self.reward, self.factor = reward, factor
@@ -77,7 +77,7 @@ class Reward:
 
 
 class Frechet:
-    """A metric of all pictures together: the distance of their features to a reference set's.
+    """Measure all pictures together: the distance of their features to a reference set's.
 
     Attributes: extractor, the name of the network; dimensions, of its features; size, of the pictures that it reads.
     """
@@ -88,7 +88,7 @@ class Frechet:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(B, D) of pictures in [0, 1], as if they were read from a PNG: in whole bytes, stretched to `size`."""
+        """Return (B, D) of pictures in [0, 1], as if they were read from a PNG: in whole bytes, stretched to `size`."""
         images = (images.float() * 255).round() / 255
         shape = (self.size, self.size)
         return self.network(F.interpolate(images, shape, mode="bilinear", align_corners=False)).float().cpu()
@@ -126,7 +126,7 @@ def load_metrics(
     scale: str = "pocket",
     reference: Reference | None = None,
 ) -> dict[str, Metric | Frechet]:
-    """The named metrics, with the pocket world's weights or the published ones.
+    """Load the named metrics, with the pocket world's weights or the published ones.
 
     Args:
         reference: for "fid"; None at pocket scale: renders of the prompts.
@@ -148,7 +148,7 @@ def load_metrics(
 
 
 def _pocket_metrics(names: set[str], device, found: dict, reference: Reference | None) -> dict:
-    """Those on the held-out classifier."""
+    """Load the metrics on the held-out classifier."""
     if not names:
         return {}
     require_folder(WEIGHTS / "classifier")
@@ -175,7 +175,7 @@ def _pocket_metrics(names: set[str], device, found: dict, reference: Reference |
 
 
 def _full_metrics(names: set[str], device, found: dict, reference: Reference | None) -> dict:
-    """Those on CLIP ViT-L/14, which is the aesthetic reward's, and on FID's network."""
+    """Load the metrics on CLIP ViT-L/14, which is the aesthetic reward's, and on FID's network."""
     every = {}
     if names & set(WITHIN_PROMPTS):
         shared = found["aesthetic"].reward if "aesthetic" in found else None
@@ -189,7 +189,7 @@ def _full_metrics(names: set[str], device, found: dict, reference: Reference | N
 
 
 def accuracy(classifier, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """1 where the classifier names the animal of the prompt, 0 where not, nan where two are asked for.  # (B,)"""
+    """Return 1 where the classifier names the prompt's animal, 0 where not, nan where two are asked for.  # (B,)"""
     facts = [parse(prompt) for prompt in prompts]
     label = torch.tensor([ANIMALS.index(fact.animal) for fact in facts])
     right = (classify(classifier, images).cpu() == label).float()
@@ -197,12 +197,12 @@ def accuracy(classifier, images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def pooled(classifier, images: Tensor) -> Tensor:
-    """The classifier's features before its last layer.  # (B, D)"""
+    """Return the classifier's features before its last layer.  # (B, D)"""
     return classifier.resnet(normalize(images)).pooler_output.flatten(1)
 
 
 def diversity(classifier, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """`spread` of the classifier's features.  # (B,)"""
+    """Return the `spread` of the classifier's features.  # (B,)"""
     return spread(F.normalize(pooled(classifier, images), dim=1), prompts)
 
 
@@ -217,7 +217,7 @@ def spread(features: Tensor, prompts: Sequence[str]) -> Tensor:
 def rendered(
     fid: Frechet, prompts: Sequence[str], device: torch.device | str = "cpu", count: int = RENDERS
 ) -> Gaussian:
-    """The reference of the pocket world: each prompt's scene drawn as often as the others, `count` in all or more.
+    """Draw the pocket world's reference: each prompt's scene as often as the others, `count` in all or more.
 
     Raises:
         ValueError: a prompt outside the grammar.

@@ -1,4 +1,4 @@
-"""A page to read from the JSON of `evaluate.py`: tables, curves, pictures, training, and where all of it came from.
+"""Write a page from the JSON of `evaluate.py`: tables, curves, pictures, training, and where they came from.
 
 python reproduce/report.py runs/pso/evaluation.json --out runs/pso/report.html
 
@@ -56,7 +56,7 @@ escape = html.escape
 
 
 def few_pictures(result: dict) -> list[str]:
-    """A warning for each side of a Frechet distance whose covariance cannot have full rank."""
+    """Warn of each side of a Frechet distance whose covariance cannot have full rank."""
     told = []
     if "fid" in result:
         about = result["fid"]
@@ -75,7 +75,7 @@ def few(given: int | None, dimensions: int, side: str) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits or more, without an exponent where it can be."""
+    """Format four significant digits or more, without an exponent where it can be."""
     if value is None or not math.isfinite(value):
         return "–" if value is None else str(value)
     value = round(value, 6)
@@ -92,7 +92,7 @@ def between(interval: dict | None) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0, decided: Sequence[bool] = ()) -> str:
-    """Cells are text, and escaped here. From column `numbers` on they are set as numbers, if it is not 0."""
+    """Write a table of texts, escaped here. From column `numbers` on, if it is not 0, they are set as numbers."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         kinds = [' class="number"' if numbers and i >= numbers else "" for i in range(len(cells))]
@@ -104,7 +104,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0,
 
 
 def scores(result: dict) -> str:
-    """Means with their intervals; with a base, the base's and the paired differences."""
+    """Write means with their intervals; with a base, the base's and the paired differences."""
     base, above = result.get("base"), result.get("above_base", {})
     rows, decided = [], []
     for name, value in result["means"].items():
@@ -121,7 +121,7 @@ def scores(result: dict) -> str:
 
 
 def png(figure) -> str:
-    """A figure as an address that holds it."""
+    """Encode a figure as an address that holds it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, format="png", metadata={"Software": None})
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -132,7 +132,7 @@ def plot(figure, told: str) -> str:
 
 
 def panels(count: int):
-    """Axes for `count` small plots, three in a row; those left over are hidden."""
+    """Make axes for `count` small plots, three in a row; those left over are hidden."""
     columns = min(3, count)
     figure, axes = new_figure(-(-count // columns), columns, 3.2, 2.3)
     cells = [axes] if count == 1 else list(axes.flat)
@@ -142,7 +142,7 @@ def panels(count: int):
 
 
 def over_steps(results: Sequence[dict]) -> str:
-    """Each metric over the number of steps, with intervals; the base's is dashed. Nothing for a single number."""
+    """Draw each metric over the number of steps, with intervals, the base's dashed; nothing for a single number."""
     if len({result["steps"] for result in results}) < 2:
         return ""
     names = [name for name, value in results[0]["means"].items() if value is not None]
@@ -175,12 +175,12 @@ def line(cell, results: Sequence[dict], name: str, color: str, label: str | None
 
 
 def literal(text: str) -> str:
-    """Text as matplotlib shows it, and does not read it as a formula."""
+    """Escape a text, so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")
 
 
 def thumbnail(path: Path) -> str | None:
-    """The picture, made smaller if it is large, as a tag; None if it is not there."""
+    """Embed the picture as a tag, made smaller if it is large; None if it is not there."""
     if not path.is_file():
         return None
     with Image.open(path) as picture:
@@ -194,7 +194,7 @@ def thumbnail(path: Path) -> str | None:
 
 
 def sheet(result: dict, root: Path) -> str:
-    """The first prompts' pictures, before and after side by side if there is a base."""
+    """Show the first prompts' pictures, before and after side by side if there is a base."""
     kept = result.get("pictures")
     if not kept:
         return ""
@@ -214,7 +214,7 @@ def sheet(result: dict, root: Path) -> str:
 
 
 def training(config: dict) -> str:
-    """Curves of the run that made the checkpoint, from its result.json."""
+    """Draw the curves of the run that made the checkpoint, from its result.json."""
     if not config.get("checkpoint"):
         return ""
     folder = Path(config["checkpoint"])
@@ -236,7 +236,7 @@ def training(config: dict) -> str:
 
 
 def settings(about: dict) -> str:
-    """Configuration, and provenance, of a result file."""
+    """List configuration and provenance of a result file."""
     rows = [[name, text(value)] for name, value in about["config"].items()]
     rest = (
         "command",
@@ -286,7 +286,7 @@ def page(about: dict, root: Path) -> Iterator[str]:
 
 
 def write(source: Path, out: Path) -> Path:
-    """The page of an evaluation's JSON, whole or not at all."""
+    """Write the page of an evaluation's JSON, whole or not at all."""
     write_text(out, "\n".join(page(json.loads(source.read_text()), source.parent)))
     return out
 

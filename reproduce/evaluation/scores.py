@@ -1,4 +1,4 @@
-"""What `evaluate.py` and the tables measure: pictures of a model under fixed noise, scores, paired comparisons."""
+"""Measure models for `evaluate.py` and the tables: pictures under fixed noise, scores, paired comparisons."""
 
 import os
 import zlib
@@ -26,7 +26,7 @@ EVALUATION = -1  # in the place of the training round in `seeded_noise`
 
 
 def picture_noise(prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int, ...], count: int) -> Tensor:
-    """(len(prompts), len(seeds), count, *shape), by the prompt's text and the seed."""
+    """Draw noise by the prompt's text and the seed.  # (len(prompts), len(seeds), count, *shape)"""
     ids = [zlib.crc32(prompt.encode()) for prompt in prompts]
     return torch.stack([seeded_noise(seed, EVALUATION, ids, shape, count) for seed in seeds], 1)
 
@@ -40,7 +40,7 @@ def sample(
     seeds: Sequence[int],
     eta: float = 1.0,
 ) -> Tensor:
-    """Pictures in [0, 1] of each prompt and seed.  # (len(prompts), len(seeds), 3, H, W)"""
+    """Sample pictures in [0, 1] of each prompt and seed.  # (len(prompts), len(seeds), 3, H, W)"""
     kernel = model.sampler(steps, kernel_name, eta)
     noise = picture_noise(prompts, seeds, model.latent_shape, steps + 1).flatten(0, 1).to(model.device)
     cond = model.encode_prompts(prompts).repeat_interleave(len(seeds), 0)
@@ -48,7 +48,7 @@ def sample(
 
 
 def save_pictures(folder: Path, first: int, images: Tensor, suffix: str) -> None:
-    """<prompt's number>-<seed>.png, from `first` on.  # images (P, E, 3, H, W)"""
+    """Save <prompt's number>-<seed>.png, the prompts numbered from `first` on.  # images (P, E, 3, H, W)"""
     folder.mkdir(parents=True, exist_ok=True)
     values = (images * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
     for number, row in enumerate(values, first):
@@ -76,7 +76,7 @@ def check(prompts: Sequence[str], seeds: Sequence[int], metrics: Sequence[str] |
 
 
 def score(images: Tensor, prompts: Sequence[str], seeds: Sequence[int], metrics: Metrics) -> dict[str, Tensor]:
-    """{metric: scores (P, E), or the features (P * E, D) of a metric of all pictures}, on the CPU.
+    """Return {metric: scores (P, E), or the features (P * E, D) of a metric of all pictures}, on the CPU.
 
     Args:
         images: # (P, E, 3, H, W)
@@ -106,7 +106,7 @@ def gather(
     seeds: Sequence[int],
     metrics: Metrics,
 ) -> dict:
-    """The result of `evaluate` from what `score` gave for its prompts, some at a time, in their order."""
+    """Build the result of `evaluate` from what `score` gave for its prompts, some at a time, in their order."""
     moments = {name: Moments(metric.dimensions) for name, metric in metrics.items() if isinstance(metric, Frechet)}
     kept: dict[str, list[Tensor]] = {name: [] for name, metric in metrics.items() if isinstance(metric, Manifold)}
     scores: dict[str, list] = {name: [] for name in metrics if name not in moments}
@@ -185,7 +185,7 @@ def evaluate(
 
 
 def array(scores: Sequence) -> np.ndarray:
-    """Scores as a matrix without the prompts that have none.  # (P, E)"""
+    """Return scores as a matrix without the prompts that have none.  # (P, E)"""
     values = np.array(scores, dtype=float)
     return values[~np.isnan(values).any(1)]
 
@@ -196,13 +196,13 @@ def mean(scores: Sequence) -> float | None:
 
 
 def interval(scores: Sequence) -> Interval | None:
-    """The mean's 95% interval over prompts; None below 2 prompts with a score."""
+    """Return the mean's 95% interval over prompts; None below 2 prompts with a score."""
     values = array(scores)
     return crossed_interval(values[None]) if len(values) > 1 else None
 
 
 def compare(after: dict | Sequence[dict], before: dict | Sequence[dict], metric: str) -> Interval:
-    """Mean difference of a metric between two results of `evaluate`, with its 95% interval (see crossed_interval).
+    """Compare a metric of two results of `evaluate`, with its 95% interval (see crossed_interval).
 
     Each side is one result, or a list with one for each training seed; a single result stands against each of a list.
 
