@@ -1,45 +1,55 @@
-"""The papers' claims (claims.yaml), and how a result decides them."""
+"""From the runs of a table to its result: which claims the paper makes, and what the pictures' scores say of each."""
 
-import functools
+import itertools
+import json
+import statistics
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from fsalign_lib.metrics.statistics import Interval
+from reproduce.common.provenance import Clock, provenance
+from reproduce.evaluation.scores import compare
+from reproduce.harness import curves
+from reproduce.harness.declare import Table
+from reproduce.harness.settings import row_seeds, run_path, shared_folder
+from reproduce.papers import dipp, distar, pso, sdpo
+from reproduce.papers.claim import Claim, TableClaims
+from reproduce.training import distillation
+from reproduce.training.methods import METHODS
 
-PATH = Path(__file__).parents[1] / "claims.yaml"
+PAPERS: dict[str, TableClaims] = pso.CLAIMS | sdpo.CLAIMS | dipp.CLAIMS | distar.CLAIMS
 STATUSES = ("reproduced", "contradicted", "inconclusive", "not run")
+LAST = 5  # rounds or updates that the end of training is the mean of
 
 
-@dataclass(frozen=True)
-class Claim:
-    """Row `above` has a higher `metric` than row `below`, at that number of steps, on those prompts."""
-
-    id: str
-    metric: str
-    above: str
-    below: str
-    steps: int
-    prompts: str
-    printed: tuple[float, float] | None = None  # None: the paper draws it
+def read_claims(table_id: str) -> list[Claim]:
+    """Return the claims of a table, such as "pso-table2", with the values that the paper prints."""
+    return PAPERS[table_id].claims(table_id)
 
 
-@functools.cache
-def read_file() -> dict:
-    return yaml.safe_load(PATH.read_text(encoding="utf-8"))
+def claims_of(table: Table) -> list[Claim]:
+    """Return the table's claims.
 
-
-def read_claims(table: str) -> list[Claim]:
-    """The claims of a table, such as "pso-table2"."""
-    claims = read_file()[table]["claims"]
-    return [Claim(**claim | ({"printed": tuple(claim["printed"])} if "printed" in claim else {})) for claim in claims]
+    Raises:
+        ValueError: a claim names a metric, row, prompt set or number of steps that the table does not have.
+    """
+    claims = read_claims(table.id)
+    for claim in claims:
+        for kind, names, there in (
+            ("metric", (claim.metric,), table.metrics),
+            ("row", (claim.above, claim.below), table.rows),
+            ("prompt set", (claim.prompts,), table.prompts),
+            ("number of steps", (claim.steps,), table.steps),
+        ):
+            for name in names:
+                if name not in there:
+                    raise ValueError(f"claim {claim.id}: {table.name} has no {kind} {name!r}, only {list(there)}")
+    return claims
 
 
 def status(interval: Interval | None) -> str:
-    """What a 95% interval of (above - below) says of a claim; None where a row was not run."""
+    """Return what a 95% interval of (above - below) says of a claim; None stands for a row that was not run."""
     if interval is None:
         return "not run"
     if not interval.excludes(0.0):
@@ -48,8 +58,89 @@ def status(interval: Interval | None) -> str:
 
 
 def count(statuses: Iterable[str]) -> str:
-    """ "30 reproduced, 2 contradicted, 12 inconclusive"; "not run" when all are."""
+    """Return "30 reproduced, 2 contradicted, 12 inconclusive", or "not run" when all are."""
     found = Counter(statuses)
     if set(found) <= {"not run"}:
         return "not run"
     return ", ".join(f"{found[s]} {s}" for s in STATUSES if found[s])
+
+
+def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smoke: bool = False) -> dict:
+    """Collect the finished runs in `folder` into the table's result, and decide its claims."""
+    runs = []
+    for row in table.rows:
+        for seed in row_seeds(table, row):
+            path = run_path(folder, row, seed)
+            if path.exists():
+                runs.append(json.loads(path.read_text()))
+    result = {"table": table.name, "scale": scale, "smoke": smoke, **provenance(clock)}
+    pairs = shared_folder(table, folder) / "pairs" / "about.json"
+    result["pairs"] = json.loads(pairs.read_text()) if pairs.exists() else None
+    result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
+    result["tuning"] = {name: row.tuning for name, row in table.rows.items() if row.tuning}
+    if table.curve:
+        curves.summarise(table, runs)
+    if table.derive and runs:
+        table.derive(runs, result["prompts"])
+    for run in runs:
+        del run["settings"]["prompts"]
+        if run["training"]:
+            history = run["training"]["history"]
+            run["training"]["queries"] = sum(record.get("queries", 0) for record in history) or None
+            end = history[-LAST:]
+            run["training"]["end"] = {key: statistics.mean(record[key] for record in end) for key in table.watched}
+            run["training"]["series"] = {name: [r[name] for r in history if name in r] for name in table.series}
+            run["training"]["history"] = history[-1:]
+            if METHODS[run["training"]["config"]["method"]].loop == "distill":
+                run["training"]["cost"] = distillation.cost(run["training"]["config"])
+    if table.against:
+        result["differences"] = differences(table, runs, result["prompts"])
+    return result | {"claims": decide(table, runs, result["prompts"]), "runs": runs}
+
+
+def row_cells(table: Table, runs: list[dict], row: str, prompts: str, steps: int) -> list[dict] | None:
+    """Return the evaluations of a row, one for each training seed in order; None while one of them is missing.
+
+    Args:
+        steps: the table's column. A row that is sampled in a way of its own has the same evaluation in each column.
+    """
+    cell = f"{prompts}-{table.rows[row].steps_at(steps)}"
+    found = {run["seed"]: run["cells"][cell] for run in runs if run["row"] == row}
+    seeds = row_seeds(table, row)
+    return [found[seed] for seed in seeds] if set(seeds) <= set(found) else None
+
+
+def paired(
+    table: Table, runs: list[dict], prompts: dict | None, rows: tuple[str, str], some: str, steps: int
+) -> tuple[list[dict], list[dict]] | None:
+    """Return the evaluations of two rows on one prompt set at one number of steps, ready to be compared picture by
+    picture; None while one of the rows was not run."""
+    sides = [row_cells(table, runs, row, some, steps) for row in rows]
+    if not all(sides):
+        return None
+    first, second = ([{**one, "prompts": prompts[some], "steps": steps} for one in side] for side in sides)
+    return first, second
+
+
+def decide(table: Table, runs: list[dict], prompts: dict | None) -> list[dict]:
+    """Return each claim's {"id", "status"}, with the interval of (above - below) where both rows were run."""
+    decided = []
+    for claim in claims_of(table):
+        sides = paired(table, runs, prompts, (claim.above, claim.below), claim.prompts, claim.steps)
+        interval = None
+        # A metric that this scale does not have is in no cell.
+        if sides and all(claim.metric in one["scores"] for side in sides for one in side):
+            interval = compare(*sides, claim.metric)
+        decided.append({"id": claim.id, "status": status(interval)} | (interval._asdict() if interval else {}))
+    return decided
+
+
+def differences(table: Table, runs: list[dict], prompts: dict) -> list[dict]:
+    """Return {"row", "prompts", "steps", "metric"} and the interval of (row - table.against), of rows that were run."""
+    found = []
+    for name, some, steps in itertools.product(table.rows, table.prompts, table.steps):
+        sides = paired(table, runs, prompts, (name, table.against), some, steps)
+        if name != table.against and sides:
+            place = {"row": name, "prompts": some, "steps": steps}
+            found += [place | {"metric": metric} | compare(*sides, metric)._asdict() for metric in table.metrics]
+    return found

@@ -28,11 +28,10 @@ from reproduce.common.provenance import ROOT, Clock
 from reproduce.common.shards import processes
 from reproduce.data import targets
 from reproduce.data.prompt_sets import SETS
-from reproduce.harness import result as table_result
 from reproduce.harness import rows as table_runs
 from reproduce.harness import settings as table_settings
 from reproduce.harness import snapshots as curve_runs
-from reproduce.harness.claims import read_claims
+from reproduce.harness.claims import claims_of, gather
 from reproduce.harness.declare import Row, Table, World
 from reproduce.harness.figures import draw
 from reproduce.harness.page import total, write_pages
@@ -150,7 +149,7 @@ def run(ready: Ready) -> None:
         return
     if any(done.values()):
         cut = config.smoke or config.models == "tiny"
-        write_json(path, table_result.gather(table, config.work, clock, config.scale, cut))
+        write_json(path, gather(table, config.work, clock, config.scale, cut))
     result = json.loads(path.read_text()) if path.exists() else None
     if result and table.figures:
         for name, sheet in table.figures(result).items():
@@ -177,7 +176,7 @@ def description(table: Table, scale: str) -> str:
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
     parts.append("\nclaims")
-    for claim in read_claims(table.id):
+    for claim in claims_of(table):
         parts.append(f"  {claim.id}" + (f"  ({claim.printed[0]:g} > {claim.printed[1]:g})" if claim.printed else ""))
     return "\n".join(parts)
 

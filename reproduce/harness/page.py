@@ -1,35 +1,24 @@
 """The Markdown of a table, made from its result alone: the page in results/, and the marked blocks of the READMEs."""
 
-import csv
 import re
 import statistics
 from pathlib import Path
 
 from reproduce.common.files import write_text
 from reproduce.common.provenance import ROOT, core_seconds
-from reproduce.harness.claims import Claim, count, read_claims
+from reproduce.harness.claims import LAST, claims_of, count, row_cells
 from reproduce.harness.curves import spent
 from reproduce.harness.declare import Row, Table
-from reproduce.harness.result import LAST, row_cells
+from reproduce.papers.claim import Claim, printed, printed_line
 from reproduce.recipes import sdpo
 from reproduce.training.methods import METHODS
 
-PAPERS = Path(__file__).parents[1] / "papers"
 NOT_RUN = "not run"
 ELSEWHERE = "not part of this project"
 ONE_SEED = (
     "**One training seed a row.** The intervals are over prompts and pictures alone: they say how sure a difference "
     "of these runs is, not whether another seed would show it."
 )
-
-
-def printed(table: Table) -> dict[tuple[str, str, int], dict[str, str]]:
-    """The paper's numbers: (prompts, row, steps) -> metric -> as printed. Nothing of what it only draws."""
-    path = PAPERS / f"{table.name}.csv"
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {(line["prompts"], line["row"], int(line["steps"])): line for line in csv.DictReader(file)}
 
 
 def ours(table: Table, result: dict | None, row: str, cell: tuple[str, int], metric: str, decimals: int) -> str:
@@ -88,9 +77,9 @@ def section(table: Table, result: dict | None, prompts: str, steps: int) -> str:
 
 def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows: dict[str, Row]) -> str:
     """Rows that are compared with each other, metric by metric."""
-    cell, paper = (prompts, steps), printed(table)
+    cell, paper = (prompts, steps), printed(table.name)
     claims = {}
-    for claim in read_claims(table.id):
+    for claim in claims_of(table):
         if (claim.prompts, claim.steps) == (prompts, steps) and {claim.above, claim.below} <= rows.keys():
             claims[claim.metric, *better(table, claim)] = claim
     against = [name for name in rows if any(other == name for _, _, other in claims)]
@@ -100,7 +89,7 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
         for number, (name, row) in enumerate(rows.items()):
             if metric not in shown:
                 continue
-            values = [on_paper(paper, prompts, name, row, steps).get(metric, "")] if paper else []
+            values = [printed_line(paper, prompts, name, steps).get(metric, "")] if paper else []
             values.append(ours(table, result, name, cell, metric, decimals))
             for other in against:
                 later = number > list(rows).index(other) and not row.elsewhere
@@ -109,13 +98,6 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
     word = "better than" if table.lower else "above"
     numbers = ["paper", "ours"] if paper else ["ours"]
     return lines(["metric", "row", *numbers, *(f"{word} {rows[name].title}" for name in against)], body)
-
-
-def on_paper(paper: dict, prompts: str, name: str, row: Row, steps: int) -> dict[str, str]:
-    """A row's printed numbers. One that is sampled in a way of its own has them at the paper's number of steps."""
-    if row.sampled or row.elsewhere:
-        return next((line for (of, which, _), line in paper.items() if (of, which) == (prompts, name)), {})
-    return paper.get((prompts, name, steps), {})
 
 
 def beside_lines(table: Table, result: dict | None, cell: tuple[str, int]) -> str | None:
@@ -190,7 +172,7 @@ def tally(table: Table, result: dict | None) -> str:
     """How many claims have which status, by comparison and metric, whatever the group; metrics without one are out."""
     status = {c["id"]: c["status"] for c in result["claims"]} if result else {}
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for claim in read_claims(table.id):
+    for claim in claims_of(table):
         this, other = (table.rows[name].title for name in better(table, claim))
         found.setdefault((this, other), {}).setdefault(claim.metric, []).append(status.get(claim.id, NOT_RUN))
     word = "better than" if table.lower else "above"
@@ -227,7 +209,7 @@ def memory(result: dict | None) -> float | None:
 def page(table: Table, result: dict | None) -> str:
     """The whole Markdown page of a table; None: nothing was run."""
     unprinted = "The paper has no such table." if table.against else "The paper draws this."
-    numbers = ("Paper: the printed value." if printed(table) else unprinted) + " Ours: mean"
+    numbers = ("Paper: the printed value." if printed(table.name) else unprinted) + " Ours: mean"
     seeds = len(table.seeds) if any(row.method for row in table.rows.values()) else 0
     if seeds > 1:
         numbers += f" ± standard deviation over {seeds} training seeds"

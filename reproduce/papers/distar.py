@@ -29,6 +29,7 @@ else was tried.
 """
 
 from reproduce.harness.declare import Row, Sampled
+from reproduce.papers.claim import Pattern, TableClaims
 from reproduce.recipes import recipe
 
 POOL = "distar"  # the folder of their runs
@@ -130,3 +131,70 @@ PRINTED = (
 
 def rows(*names: str) -> dict[str, Row]:
     return {name: ROWS[name] for name in names}
+
+
+PREFERENCE = ("imagereward", "aesthetic", "pickscore")
+AHEAD = ("vendi-ahead", "recall-ahead", "modes-ahead")
+NAME = "{above}-above-{below}-{metric}-{prompts}"
+
+CLAIMS = {
+    "distar-table1": TableClaims(
+        source="DI* Table 1, Secs. 1 and 5.1",
+        words="The text claims Parti wins over FLUX and SD3.5, which are not part of this project, and that DI* is "
+        "better than KL alignment and distillation in preference. The claims are its printed order in the "
+        "preference scores: DI* above the initial model, Diff-Instruct, SIM and DI++, and longer training above "
+        "DI*; longer training above the 50-step SDXL; and in CLIP score the “trade-off between preference "
+        "scores and CLIP scores”: the initial model above DI*.",
+        patterns=(
+            Pattern("distar", ("base", "diff-instruct", "sim", "dipp"), PREFERENCE, ("parti", "coco"), 1, NAME),
+            Pattern("distar-long", ("distar", "teacher"), PREFERENCE, ("parti", "coco"), 1, NAME),
+            Pattern("base", "distar", "clipscore", ("parti", "coco"), 1, NAME),
+            Pattern("distar", "distar-long", "clipscore", ("parti", "coco"), 1, NAME),
+        ),
+        by=("prompts", "metric"),
+    ),
+    "distar-table2": TableClaims(
+        source="DI* Table 2 and the ablation study in Sec. 5.1",
+        words="“DI* using score-based divergence outperforms the DI++ model under the same configurations and reward "
+        "scales”; “with proper reward scales, DI* models show dominant human preference scores”; inner guidance "
+        "“results in better performances” than guidance as a reward (choice 2, Sec. 3.3); “the larger-scale "
+        "explicit human reward is assigned, the worse the CLIPS score will be”. Where the print contradicts the "
+        "sentence (DI* with guidance as a reward has the higher ImageReward and CLIP score, SIM the lower "
+        "ImageReward than Diff-Instruct) nothing is claimed.",
+        patterns=(
+            Pattern("distar", "dipp", PREFERENCE, "parti", 1, NAME),
+            Pattern("sim", "diff-instruct", ("aesthetic", "pickscore"), "parti", 1, NAME),
+            Pattern("distar", "distar-out", ("aesthetic", "pickscore"), "parti", 1, NAME),
+            Pattern("distar", ("sim", "distar-1", "distar-10"), PREFERENCE, "parti", 1, NAME),
+            Pattern("distar-long", "distar", PREFERENCE, "parti", 1, NAME),
+            Pattern("sim", "distar-unguided", "imagereward", "parti", 1, NAME),
+            Pattern("diff-instruct", "kl-unguided", "imagereward", "parti", 1, NAME),
+            Pattern(("sim", "distar-10"), "distar", "clipscore", "parti", 1, NAME),
+            Pattern("distar", "distar-long", "clipscore", "parti", 1, NAME),
+        ),
+    ),
+    "distar-table3": TableClaims(
+        source="DI* Table 3 and the paragraph on it in Sec. 5.1",
+        words="“The DI*-SDXL-1step model has a record-breaking HPSv2.1 score of 31.19, outperforming the rest of "
+        "text-to-image models.” The other cells are lost from the text at hand.",
+        patterns=(
+            Pattern(
+                "distar-long",
+                ("teacher", "base", "diff-instruct", "sim", "dipp", "distar"),
+                "average",
+                "benchmark",
+                1,
+                NAME,
+            ),
+        ),
+    ),
+    "distar-pareto": TableClaims(
+        source="DI* Abstract, Secs. 1 and 5.1; there in words",
+        words="“We find score-based regularization maintains better diversities”; KL “is very easy to collapse to "
+        "painting-like images [...] that have high human reward but lack diversities. Instead, using "
+        "score-based divergences empirically maintains diversity while still steadily improving human "
+        "preferences.” So: at each reward scale DI* has more diversity than KL at the same reward (ahead: above "
+        "the model as it is, whose number is 0 by definition).",
+        patterns=(Pattern(("distar-10", "distar-30", "distar"), "base", AHEAD, "plain", 1, NAME),),
+    ),
+}

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fsalign_lib.metrics.statistics import Interval
 from fsalign_lib.pocket.weights import WEIGHTS
 from reproduce import pso_table2
 from reproduce.common.files import write_json
-from reproduce.common.provenance import ROOT
 from reproduce.harness import claims
-from reproduce.harness import page as table_text
-from reproduce.harness import result as table_result
 from reproduce.harness import rows as table_runs
-from reproduce.harness.command import RESULTS, TableConfig, prepare
+from reproduce.harness.command import TableConfig, prepare
 from reproduce.harness.command import run as run_table
 from reproduce.pso_table2 import TABLE
 from tests import tiny
@@ -79,7 +75,7 @@ def test_a_smoke_run_leaves_the_files_of_a_full_one(smoke, result):
 
 def test_statuses_are_those_of_the_pictures_scores(result):
     """Decided again from the result file alone."""
-    decided = table_result.decide(TABLE, result["runs"], result["prompts"])
+    decided = claims.decide(TABLE, result["runs"], result["prompts"])
     assert decided == result["claims"] and len(decided) == 44
     scores = {(run["row"], run["seed"]): run["cells"]["parti-4"]["scores"]["pickscore"] for run in result["runs"]}
     above = np.mean([np.mean(scores["online", seed]) - np.mean(scores["base", None]) for seed in TABLE.seeds])
@@ -113,77 +109,6 @@ def test_finished_runs_are_skipped_and_other_settings_refused(smoke, world, tmp_
     with pytest.raises(ValueError, match=r"online-1/settings.json has other settings"):
         other = {**world.settings, "pso-online": {**world.settings["pso-online"], "lr": 1e-3}}
         prepare(TABLE, TableConfig(smoke=True, out=tmp_path), replace(world, settings=other))
-
-
-def test_a_row_that_lacks_a_seed_is_not_run(result):
-    runs = [run for run in result["runs"] if (run["row"], run["seed"]) != ("online", 2)]
-    status = {c["id"]: c["status"] for c in table_result.decide(TABLE, runs, result["prompts"])}
-    assert all((value == "not run") == ("online" in key) for key, value in status.items())
-    page = table_text.page(
-        TABLE, {**result, "runs": runs, "claims": table_result.decide(TABLE, runs, result["prompts"])}
-    )
-    assert "| PickScore | online PSO | 22.71 | not run | not run | not run |" in page
-
-
-def test_every_claim_agrees_with_the_printed_numbers():
-    paper = table_text.printed(TABLE)
-    found = claims.read_claims(TABLE.id)
-    assert len({c.id for c in found}) == len(found) == 44
-    for c in found:
-        assert c.id == f"pso-table2-{c.above}-above-{c.below}-{c.metric}-{c.steps}step-{c.prompts}"
-        rows = [paper[c.prompts, row, c.steps][c.metric] for row in (c.above, c.below)]
-        assert c.printed == tuple(map(float, rows)) and c.printed[0] > c.printed[1]
-
-
-def test_every_printed_order_is_a_claim_but_for_online_against_offline_in_clip_score():
-    paper = table_text.printed(TABLE)
-    assert set(paper) == {(p, row, s) for p in TABLE.prompts for row in TABLE.rows for s in TABLE.steps}
-    claimed = {(c.above, c.below, c.metric, c.steps, c.prompts) for c in claims.read_claims(TABLE.id)}
-    for above, below in (("offline", "base"), ("online", "base"), ("online", "offline")):
-        for metric in TABLE.metrics:
-            for prompts in TABLE.prompts:
-                for steps in TABLE.steps:
-                    there = (above, below, metric, steps, prompts) in claimed
-                    assert there == ((below, metric) != ("offline", "clipscore"))
-    assert paper["parti", "online", 4]["clipscore"] < paper["parti", "offline", 4]["clipscore"]
-
-
-@pytest.mark.parametrize(
-    "interval,expected",
-    [
-        (Interval(0.2, 0.1, 0.3), "reproduced"),
-        (Interval(-0.2, -0.3, -0.1), "contradicted"),
-        (Interval(0.2, -0.1, 0.5), "inconclusive"),
-        (Interval(0.0, 0.0, 0.0), "inconclusive"),
-        (None, "not run"),
-    ],
-)
-def test_status(interval, expected):
-    assert claims.status(interval) == expected
-
-
-def committed():
-    path = RESULTS / "pso_table2.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def test_committed_page_is_the_generated_one():
-    assert (RESULTS / "pso_table2.md").read_text() == table_text.page(TABLE, committed())
-
-
-@pytest.mark.parametrize("name,text", [("reproduce/README.md", "readme_row"), ("README.md", "tally")])
-def test_tables_of_the_readmes_are_the_generated_ones(name, text):
-    content = (ROOT / name).read_text(encoding="utf-8")
-    made = getattr(table_text, text)(TABLE, committed())
-    assert table_text.replace_block(content, TABLE.name, made) == content
-
-
-def test_committed_result_is_a_full_run():
-    result = committed()
-    if result is None:
-        pytest.skip("no full run is committed")
-    assert not result["smoke"] and len(result["runs"]) == 7
-    assert table_result.decide(TABLE, result["runs"], result["prompts"]) == result["claims"]
 
 
 def test_table_only_without_runs_says_not_run(tmp_path, capsys):

@@ -14,7 +14,7 @@ from reproduce.common.files import last_checkpoint
 from reproduce.harness import claims
 from reproduce.harness import page as table_text
 from reproduce.harness import rows as table_runs
-from reproduce.harness.command import RESULTS, TableConfig, prepare
+from reproduce.harness.command import TableConfig, prepare
 from reproduce.harness.command import run as run_table
 from reproduce.recipes import make_config
 from tests import tiny
@@ -123,29 +123,6 @@ def test_tuning_stands_in_the_result_and_on_the_page(results):
     assert first["tuning"]["dpo"] == pso_table1.TUNING and pso_table1.TUNING in table_text.page(TABLES[1], first)
 
 
-@pytest.mark.parametrize("script,count", [(pso_table1, 40), (pso_table3, 47)], ids=["1", "3"])
-def test_every_claim_agrees_with_the_printed_numbers(script, count):
-    table, found = script.TABLE, claims.read_claims(script.TABLE.id)
-    paper = {(prompts, row): line for (prompts, row, _), line in table_text.printed(table).items()}
-    assert set(paper) == {(prompts, row) for prompts in table.prompts for row in table.rows}
-    assert len({c.id for c in found}) == len(found) == count
-    for c in found:
-        assert c.id == f"{table.id}-{c.above}-above-{c.below}-{c.metric}-4step-{c.prompts}"
-        printed = tuple(float(paper[c.prompts, row][c.metric]) for row in (c.above, c.below))
-        assert c.printed == printed and printed[0] > printed[1]
-
-
-def test_online_pso_above_everything_in_table_3_but_for_one_cell():
-    claimed = {(c.above, c.below, c.metric, c.prompts) for c in claims.read_claims("pso-table3")}
-    baselines, table = ("base", "teacher-lora", "dpo-lora"), pso_table3.TABLE
-    full = {
-        (a, b, m, p) for a in ("offline", "online") for b in baselines for m in table.metrics for p in table.prompts
-    }
-    assert full - claimed == {("online", "dpo-lora", "clipscore", "pickapic")}
-    paper = table_text.printed(table)
-    assert float(paper["pickapic", "online", 4]["clipscore"]) < float(paper["pickapic", "dpo-lora", 4]["clipscore"])
-
-
 def test_full_scale_has_the_papers_settings():
     rows = pso_table3.TABLE.at("full").rows
     assert rows["offline"].own("full")["rank"] == rows["online"].own("full")["rank"] == 32
@@ -173,21 +150,14 @@ def test_each_row_of_the_ablations_changes_what_it_says():
     }
     code = {key: rows["code"][key] for key in ("reduction", "sum_steps", "clamp")}
     assert code == {key: recipes.recipe("pso-online", "full")[key][0] for key in code}
-    found = claims.read_claims("pso-ablations")
-    assert {(c.above, c.below, c.metric) for c in found} == {
-        (name, "base", metric) for name in rows for metric in pso_ablations.TABLE.metrics
-    }
 
 
-def test_differences_are_those_of_the_pictures_scores(world, tmp_path):
+def test_differences_are_those_of_the_pictures_scores(world, tmp_path, monkeypatch):
     few = {name: pso_ablations.TABLE.rows[name] for name in ("base", "code", "beta-5")}
     table = replace(pso_ablations.TABLE, seeds=(0, 1), rows=few, name="pso_some")
-    claims.read_file()["pso-some"] = {"claims": []}
-    try:
-        result = make(table, replace(world, settings=pso_ablations.SMOKE.settings), tmp_path)
-        page = (tmp_path / "pso_some.md").read_text()
-    finally:
-        del claims.read_file()["pso-some"]
+    monkeypatch.setitem(claims.PAPERS, "pso-some", claims.TableClaims("", "", ()))
+    result = make(table, replace(world, settings=pso_ablations.SMOKE.settings), tmp_path)
+    page = (tmp_path / "pso_some.md").read_text()
     assert {(d["row"], d["metric"]) for d in result["differences"]} == {
         (row, metric) for row in ("base", "beta-5") for metric in table.metrics
     }
@@ -200,10 +170,3 @@ def test_differences_are_those_of_the_pictures_scores(world, tmp_path):
     ends = [run["training"]["end"] for run in result["runs"] if run["training"]]
     assert all(set(end) == set(table.watched) for end in ends)
     assert "## Difference from published code" in page and "| beta 5 |" in page.split("## Difference")[1]
-
-
-@pytest.mark.parametrize("script", [pso_table1, pso_table3, pso_ablations], ids=lambda script: script.TABLE.name)
-def test_committed_page_is_the_generated_one(script):
-    path = RESULTS / f"{script.TABLE.name}.json"
-    result = json.loads(path.read_text()) if path.exists() else None
-    assert path.with_suffix(".md").read_text() == table_text.page(script.TABLE, result)

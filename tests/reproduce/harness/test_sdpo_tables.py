@@ -26,16 +26,15 @@ from reproduce import (
     train_online,
 )
 from reproduce.common.files import plain
-from reproduce.common.provenance import ROOT, Clock, core_seconds
+from reproduce.common.provenance import Clock, core_seconds
 from reproduce.evaluation.scores import picture_noise
 from reproduce.harness import claims, curves
-from reproduce.harness import command as table_command
 from reproduce.harness import figures as curve_figures
 from reproduce.harness import page as table_text
-from reproduce.harness import result as table_result
 from reproduce.harness import snapshots as curve_runs
 from reproduce.harness.command import RESULTS, TableConfig, prepare
 from reproduce.harness.command import run as run_table
+from reproduce.papers.claim import printed
 from reproduce.recipes import make_config
 from reproduce.training.sampling import OnlineConfig
 from tests import tiny
@@ -73,14 +72,11 @@ def claims_of(table):
     """Claims about the rows and steps that are there."""
     read = claims.read_claims
     with pytest.MonkeyPatch.context() as patch:
-        for module in (table_result, table_text, table_command):
-            patch.setattr(
-                module,
-                "read_claims",
-                lambda name: [
-                    c for c in read(name) if {c.above, c.below} <= set(table.rows) and c.steps in table.steps
-                ],
-            )
+        patch.setattr(
+            claims,
+            "read_claims",
+            lambda name: [c for c in read(name) if {c.above, c.below} <= set(table.rows) and c.steps in table.steps],
+        )
         yield
 
 
@@ -320,7 +316,7 @@ def test_table_3_smoke(tiny_world, tmp_path):
 
 def test_table_3_is_in_the_papers_units():
     """Its L2 and its cosine fit together at 12,800 values, and for no copy: there it is not that of zero either."""
-    for (_, row, _), line in table_text.printed(sdpo_table3.TABLE).items():
+    for (_, row, _), line in printed(sdpo_table3.TABLE.name).items():
         by_cosine = (2 * sdpo_table3.VALUES * (1 - float(line["cosine"]))) ** 0.5
         fits = abs(by_cosine - float(line["l2"])) <= 0.55
         assert fits != row.startswith("copy"), (row, by_cosine, line["l2"])
@@ -445,43 +441,8 @@ def test_time_is_compared_at_the_end_of_the_quickest_run():
     assert nothing == [], "without a start there are no curves"
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_claims_are_about_what_the_table_has(script):
-    table = script.TABLE
-    found = claims.read_claims(table.id)
-    paper = table_text.printed(table)
-    assert len({c.id for c in found}) == len(found) > 0
-    assert len({(c.metric, c.above, c.below, c.steps) for c in found}) == len(found), "each is made once"
-    for c in found:
-        assert c.id.startswith(f"{table.id}-") and c.metric in table.metrics
-        assert {c.above, c.below} <= set(table.rows) and c.steps in table.steps and c.prompts in table.prompts
-        if paper:
-            rows = [float(paper[c.prompts, row, c.steps][c.metric]) for row in (c.above, c.below)]
-            assert c.printed == tuple(rows) and rows[0] > rows[1]
-        else:
-            assert c.printed is None
-
-
-def test_every_order_that_the_figures_show_is_a_claim():
-    rewards, others = ("aesthetic", "imagereward", "hps"), ("d3po", "ddpo", "rebel")
-    found = {(c.metric, c.above, c.below, c.steps) for c in claims.read_claims("sdpo-curves")}
-    highest = {(r, f"sdpo-{r}", f"{m}-{r}", s) for r in rewards for m in others for s in (1, 2, 4, 8, 16)}
-    assert found == highest | {(f"{r}-rise", f"sdpo-{r}", f"{m}-{r}", 50) for r in rewards for m in others}
-    about = claims.read_claims("sdpo-ablations")
-    assert {c.below for c in about} == set(sdpo_ablations.VARIANTS) - {"without-last"} and {c.steps for c in about} == {
-        1
-    }
-    ends = {c.below for c in about if c.metric == "aesthetic"}
-    assert ends == {c.below for c in about} - {"all"}, "as many queries as steps are as good, and take longer"
-    found = {(c.above, c.below, c.steps) for c in claims.read_claims("sdpo-instability")}
-    assert found == {(f"{m}-{s}", f"{m}-long", s) for m in others for s in (1, 2)} | {("ddpo-mixed", "ddpo-long", 16)}
-
-
 def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times():
     table = sdpo_lcm.TABLE
-    assert {(c.above, c.below, c.steps) for c in claims.read_claims("sdpo-lcm")} == {
-        ("sdpo", m, 8) for m in ("ddpo", "rebel")
-    }
     model = models.load(table.models["pocket"])
     for name in sdpo_lcm.METHODS:
         make = partial(make_config, OnlineConfig, name)
@@ -499,33 +460,6 @@ def test_a_row_differs_from_sdpo_in_one_thing():
         configs = [make_config(OnlineConfig, "sdpo", **rows[row].own("pocket")) for row in (name, "sdpo")]
         other = {k for k, v in plain(configs[0]).items() if v != plain(configs[1])[k]}
         assert other == set(own) and len(own) == 1
-
-
-def test_a_page_says_what_its_intervals_are_over():
-    pages = {
-        seeds: table_text.page(replace(sdpo_instability.TABLE, seeds=tuple(range(seeds))), None) for seeds in (1, 3)
-    }
-    for seeds, page in pages.items():
-        assert (
-            ("over prompts and pictures, lies above 0" in page) == ("One training seed a row" in page) == (seeds == 1)
-        )
-        assert ("over training seeds, prompts and pictures" in page) == ("± standard deviation" in page) == (seeds > 1)
-    assert sdpo_ablations.TABLE.seeds == sdpo_instability.TABLE.seeds == (0,) and sdpo_table1.TABLE.seeds == (0, 1, 2)
-    untrained = table_text.page(sdpo_table3.TABLE, None)
-    assert "over prompts and pictures, lies above 0" in untrained and "training seed" not in untrained
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_committed_pages_are_the_generated_ones(script):
-    table = script.TABLE
-    path = RESULTS / f"{table.name}.json"
-    result = json.loads(path.read_text()) if path.exists() else None
-    assert path.with_suffix(".md").read_text() == table_text.page(table, result)
-    content = (ROOT / "reproduce" / "README.md").read_text(encoding="utf-8")
-    made = table_text.readme_row(table, result)
-    assert table_text.replace_block(content, table.name, made) == content
-    if result:
-        assert not result["smoke"] and table_result.decide(table, result["runs"], result["prompts"]) == result["claims"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

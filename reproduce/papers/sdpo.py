@@ -1,0 +1,139 @@
+"""What SDPO (arXiv 2411.11727) claims of its tables and figures; its printed values are in sdpo_*.csv."""
+
+from reproduce.papers.claim import Pattern, TableClaims
+
+REWARDED = ("imagereward", "aesthetic", "hps", "pickscore")  # what rows are trained on, in the order of Table 1
+
+CLAIMS = {
+    "sdpo-table1": TableClaims(
+        source="SDPO Table 1 and the paragraph on it in Sec. 4.2",
+        words="“Across all these evaluations, our SDPO continues to outperform the pretrained SD-Turbo and the other "
+        "algorithms.”",
+        patterns=(
+            Pattern(
+                "sdpo-*",
+                ("base", "d3po-*", "ddpo-*", "rebel-*"),
+                "*",
+                "unseen",
+                (1, 4, 16, 50),
+                "{above}-above-{below}-{metric}-{steps}step",
+                rewards=REWARDED,
+            ),
+        ),
+        by=("metric", "steps"),
+    ),
+    "sdpo-table3": TableClaims(
+        source="SDPO App. C and its Table 3",
+        words="“Compared with the alternative strategies, our approach [...] consistently achieves higher cosine "
+        "similarity and lower L1/L2 distances across all reward functions.” The distances of “copy” are no "
+        "claims here: the head of sdpo_table3.py says why.",
+        patterns=(
+            Pattern(
+                "adaptive-*",
+                ("copy-*", "interpolation-*", "similarity-*", "fixed-*", "random-*"),
+                ("cosine", "l1", "l2"),
+                "animals",
+                50,
+                "{above}-better-than-{below}-{metric}-{reward}",
+                rewards=("aesthetic", "imagereward", "hps", "pickscore"),
+                lower=("l1", "l2"),
+                but=tuple({"below": "copy-*", "metric": metric} for metric in ("l1", "l2")),
+            ),
+        ),
+    ),
+    "sdpo-curves": TableClaims(
+        source="SDPO Figs. 3, 4, 8-11, Sec. 4.2 and App. E",
+        words="“In Fig. 3, the steeper learning curves of SDPO suggest that our method is able to achieve higher "
+        "reward scores with relatively fewer samples”; “Across all evaluations, our SDPO consistently achieves "
+        "the highest reward scores compared to other algorithms”, of 1 to 16 steps. Steeper: a larger mean rise "
+        "over training, at 50 steps. Highest: the end of training. The figures have three rewards; PickScore is "
+        "shown here too, and is no claim of theirs.",
+        patterns=(
+            Pattern(
+                "sdpo-*",
+                ("d3po-*", "ddpo-*", "rebel-*"),
+                "*",
+                "animals",
+                (1, 2, 4, 8, 16),
+                "{above}-above-{below}-{reward}-{steps}step",
+                rewards=("aesthetic", "imagereward", "hps"),
+            ),
+            Pattern(
+                "sdpo-*",
+                ("d3po-*", "ddpo-*", "rebel-*"),
+                "*-rise",
+                "animals",
+                50,
+                "{above}-steeper-than-{below}-{reward}-{steps}step",
+                rewards=("aesthetic", "imagereward", "hps"),
+            ),
+        ),
+        by=("steps",),
+    ),
+    "sdpo-ablations": TableClaims(
+        source="SDPO Figs. 5, 6 and Sec. 4.3",
+        words="“Generalization performance to reward evaluations for 1-step sampling”: all at 1 step. Fig. 5, left "
+        "and middle: “Our proposed method consistently outperforms all the variations”, of the alternatives to "
+        "it; “the variation with 50 reward queries demonstrates comparable sample efficiency”, which is no "
+        "order, but “it necessitates substantially more computational time”: against time, all of them. Fig. 5, "
+        "right, and Fig. 6: SDPO's own choice “achieves the best” and the alternatives “underperform”; "
+        "accumulated updates “lead to a significant decay in sample efficiency”: also by the mean rise. Own "
+        "rows, such as without-last, have no claim.",
+        patterns=(
+            Pattern(
+                "sdpo",
+                ("random", "fixed", "similarity", "interpolation", "copy"),
+                "aesthetic",
+                "animals",
+                1,
+                "{above}-above-{below}-{steps}step",
+            ),
+            Pattern(
+                "sdpo",
+                ("random", "fixed", "similarity", "interpolation", "copy", "all"),
+                "aesthetic-timed",
+                "animals",
+                1,
+                "{above}-at-one-time-above-{below}-{steps}step",
+            ),
+            Pattern(
+                "sdpo",
+                ("gamma-0.9", "gamma-1", "gamma-0", "prompt", "global", "decay-0.9", "decay-1", "reverse")
+                + ("accumulated", "sequential"),
+                "aesthetic",
+                "animals",
+                1,
+                "{above}-above-{below}-{steps}step",
+            ),
+            Pattern("sdpo", "accumulated", "aesthetic-rise", "animals", 1, "{above}-steeper-than-{below}-{steps}step"),
+        ),
+    ),
+    "sdpo-instability": TableClaims(
+        source="SDPO Fig. 7, Sec. 3.1 and App. B",
+        words="“Each of these methods struggles to maintain stable reward optimization in these scenarios”; mixed "
+        "lengths: “the increased variance across trajectories further contributes to instability”. Unstable: a "
+        "larger drop from the best so far than the same method has when it is trained on long trajectories. "
+        "“Some exhibiting significant reward collapse” names no row: the gain of each row is on the page.",
+        patterns=(
+            *(
+                Pattern(
+                    f"{method}-{steps}",
+                    f"{method}-long",
+                    "aesthetic-drop",
+                    "animals",
+                    steps,
+                    f"{method}-drops-more-on-{steps}step",
+                )
+                for steps in (1, 2)
+                for method in ("d3po", "ddpo", "rebel")
+            ),
+            Pattern("ddpo-mixed", "ddpo-long", "aesthetic-drop", "animals", 16, "ddpo-drops-more-on-mixed"),
+        ),
+    ),
+    "sdpo-lcm": TableClaims(
+        source="SDPO Fig. 12 and Sec. 4.4",
+        words="“SDPO still outperforms DDPO and REBEL in reward optimization for the latent consistency model”: at "
+        "the end of training, in the number of steps of the training.",
+        patterns=(Pattern("sdpo", ("ddpo", "rebel"), "aesthetic", "animals", 8, "{above}-above-{below}-{steps}step"),),
+    ),
+}
