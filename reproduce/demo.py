@@ -182,11 +182,13 @@ def table(before: Sequence[dict], after: Sequence[dict], difference: Mapping[str
 
 def verdict(gap: Interval) -> str:
     """Say in one line whether PickScore rose, with its interval."""
-    told = f"by {abs(gap.estimate):.3f}, 95% interval [{gap.low:+.3f}, {gap.high:+.3f}]"
+    amount = f"by {abs(gap.estimate):.3f}, 95% interval [{gap.low:+.3f}, {gap.high:+.3f}]"
     if not gap.excludes(0):
-        return f"PickScore on held-out prompts moved {told}: zero is inside, so this run shows no change beyond noise."
+        return (
+            f"PickScore on held-out prompts moved {amount}: zero is inside, so this run shows no change beyond noise."
+        )
     direction = "rose" if gap.estimate > 0 else "FELL"
-    return f"PickScore on held-out prompts {direction} {told}: zero is outside."
+    return f"PickScore on held-out prompts {direction} {amount}: zero is outside."
 
 
 def figure(before: Tensor, after: Tensor, names: Sequence[str], title: str, columns: int = 8):

@@ -6,10 +6,10 @@ accelerate launch --num_processes 8 reproduce/evaluate.py --scale full --model s
 
 The start noise and the sampler's noise depend on (seed, prompt) alone, so that two models are compared picture by
 picture. With a checkpoint, the model that it was trained from is scored as well, and each metric's mean difference
-gets a 95% interval of paired differences. What each metric is stands in scoring.py.
+gets a 95% interval of paired differences. What each metric is stands in evaluation/metrics.py.
 
 Work is done in chunks of whole prompts, the same whatever the number of processes, which share them. Finished chunks
-lie in <out>.parts: the same command goes on where it was killed, and the numbers are the same. The page is report.py's.
+lie in <out>.parts: the same command goes on where it was killed, and the numbers are the same.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from fsalign_lib.metrics.frechet import Gaussian, read_statistics
-from fsalign_lib.metrics.statistics import Interval, crossed_interval
+from fsalign_lib.metrics.statistics import Interval
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.load import load
 from reproduce.common.cli import command_line, positive
@@ -38,24 +38,18 @@ from reproduce.common.provenance import Clock, provenance
 from reproduce.common.shards import Chunks, processes
 from reproduce.data.prompt_sets import read_prompts
 from reproduce.evaluation import report
-from reproduce.evaluation.metrics import DEFAULTS, Reward, check_names, load_metrics
+from reproduce.evaluation.folder_reference import FolderReference, picture_paths
+from reproduce.evaluation.metrics import DEFAULTS, Reward, check_names, few_pictures, load_metrics
 from reproduce.evaluation.scores import (
     Metrics,
     check,
     compare,
-    evaluate,
     gather,
     interval,
-    mean,
-    picture_noise,
     sample,
     save_pictures,
     score,
 )
-from reproduce.fid_reference import Folder, picture_paths
-
-# What tables and notebooks use of it.
-__all__ = ["compare", "crossed_interval", "evaluate", "interval", "mean", "picture_noise", "sample"]
 
 STATISTICS = (".npz", ".safetensors")
 
@@ -117,7 +111,7 @@ class Setup:
     metrics: Metrics
     cells: list[Cell]
     state: PartialState
-    reference: Folder | None  # where it is one
+    reference: FolderReference | None  # where it is one
     settings: dict  # all that a chunk depends on
 
 
@@ -175,7 +169,7 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
         raise ValueError(f"--out {c.out}: expected a file that ends in .json")
     setup = Setup(c, model, metrics, list(cells(c, prompts)), state, None, settings(c, model, metrics, prompts))
     if pictures:
-        setup.reference = Folder(pictures, metrics["fid"], parts_folder(c.out), model.device)
+        setup.reference = FolderReference(pictures, metrics["fid"], parts_folder(c.out), model.device)
         metrics["fid"].reference = lambda prompts: setup.reference.gaussian
     same_settings(setup)
     return setup
@@ -258,11 +252,11 @@ def compute(setup: Setup, cell: Cell, index: int) -> dict[str, Tensor]:
 
 
 def run(setup: Setup) -> None:
+    """Compute the chunks that are missing, and write the JSON and its page."""
     c, state, clock = setup.config, setup.state, Clock()
     if "fid" in setup.metrics and state.is_main_process:
         for cell in setup.cells:
-            told = report.few(len(cell.prompts) * c.seeds, setup.metrics["fid"].dimensions, "pictures")
-            for line in told:
+            for line in few_pictures(len(cell.prompts) * c.seeds, setup.metrics["fid"].dimensions, "pictures"):
                 print(f"{cell.name}: {line}")
     folder, turn = parts_folder(c.out), 0
     if state.is_main_process:
@@ -288,28 +282,29 @@ def run(setup: Setup) -> None:
 
 def result(setup: Setup, cell: Cell) -> dict:
     """Collect all numbers of a cell, beside its base's if there is one."""
-    found = {"prompt_set": cell.prompt_set, **collect(setup, cell)}
+    numbers = {"prompt_set": cell.prompt_set, **collect(setup, cell)}
     if setup.config.images == "keep":
         kept = pictures_folder(setup.config.out).name
-        found["pictures"] = {"format": setup.config.format, "folder": f"{kept}/{cell.name}"}
+        numbers["pictures"] = {"format": setup.config.format, "folder": f"{kept}/{cell.name}"}
     for other in setup.cells:
         if other.base and (other.prompt_set, other.steps) == (cell.prompt_set, cell.steps):
             base = collect(setup, other)
-            found["base"] = {key: base[key] for key in base if key in ("scores", "means", "intervals", "fid")}
+            numbers["base"] = {key: base[key] for key in base if key in ("scores", "means", "intervals", "fid")}
             both = [name for name in base["scores"] if base["intervals"][name] is not None]
-            found["above_base"] = {name: compare(found, base, name)._asdict() for name in both}
-            if "pictures" in found:
-                found["pictures"]["base"] = f"{kept}/{other.name}"
-    print(summary(found))
-    return found
+            numbers["above_base"] = {name: compare(numbers, base, name)._asdict() for name in both}
+            if "pictures" in numbers:
+                numbers["pictures"]["base"] = f"{kept}/{other.name}"
+    print(summary(numbers))
+    return numbers
 
 
 def collect(setup: Setup, cell: Cell) -> dict:
+    """Gather the scores of a cell's chunks, and add the intervals of the means."""
     c = setup.config
     kernel = c.kernel or setup.model.kernel
-    found = gather(cell.chunks.read(), kernel, cell.steps, cell.prompts, range(c.seeds), setup.metrics)
-    intervals = {name: interval(scores) for name, scores in found["scores"].items()}
-    return found | {"intervals": {name: some and some._asdict() for name, some in intervals.items()}}
+    numbers = gather(cell.chunks.read(), kernel, cell.steps, cell.prompts, range(c.seeds), setup.metrics)
+    intervals = {name: interval(scores) for name, scores in numbers["scores"].items()}
+    return numbers | {"intervals": {name: found and found._asdict() for name, found in intervals.items()}}
 
 
 def summary(result: dict) -> str:
@@ -317,8 +312,8 @@ def summary(result: dict) -> str:
     lines = [f"{result['prompt_set']}, {result['steps']} steps, {len(result['prompts'])} prompts"]
     for name, value in result["means"].items():
         above = result.get("above_base", {}).get(name)
-        told = f"   above base: {Interval(**above)}" if above else ""
-        lines.append(f"  {name:12s} {'-' if value is None else f'{value:.4f}'}{told}")
+        difference = f"   above base: {Interval(**above)}" if above else ""
+        lines.append(f"  {name:12s} {'-' if value is None else f'{value:.4f}'}{difference}")
     return "\n".join(lines)
 
 

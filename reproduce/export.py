@@ -67,8 +67,8 @@ def prepare(config: ExportConfig) -> Setup:
     if untouched(model, start):
         raise ValueError(f"{folder} trained nothing (its weights are those of {model.name}): train on, with more steps")
     writable_folder(config.out)
-    found = folder.parents[1] / "evaluation.json"
-    evaluation = json.loads(found.read_text())["results"] if found.exists() else []
+    scored = folder.parents[1] / "evaluation.json"
+    evaluation = json.loads(scored.read_text())["results"] if scored.exists() else []
     return Setup(config, model, training, evaluation)
 
 
@@ -152,9 +152,9 @@ def metrics_table(evaluation: list[dict]) -> str:
     for result in evaluation:
         for metric, mean in result["means"].items():
             above = result.get("above_base", {}).get(metric)
-            told = f"{above['estimate']:+.4f} [{above['low']:+.4f}, {above['high']:+.4f}]" if above else ""
+            difference = f"{above['estimate']:+.4f} [{above['low']:+.4f}, {above['high']:+.4f}]" if above else ""
             value = "" if mean is None else f"{mean:.4f}"
-            lines.append(f"| {result['prompt_set']} | {result['steps']} | {metric} | {value} | {told} |")
+            lines.append(f"| {result['prompt_set']} | {result['steps']} | {metric} | {value} | {difference} |")
     return "\n".join(lines)
 
 
@@ -162,9 +162,9 @@ def against_what(training: dict) -> str:
     """Say what the run's loss held the model to."""
     if "pairs" in training and "reward" not in training:
         return f"the pairs in `{training['pairs']}`"
-    told = f"the reward `{training['reward']}`" if training["reward"] else ""
+    reward = f"the reward `{training['reward']}`" if training["reward"] else ""
     teacher = f"the teacher `{training['teacher']}`" if "teacher" in training else ""
-    return " and ".join(part for part in (teacher, told) if part)
+    return " and ".join(part for part in (teacher, reward) if part)
 
 
 def card(setup: Setup) -> str:

@@ -91,19 +91,19 @@ def read_statistics(path: Path, extractor: str, dimensions: int) -> Gaussian:
     if not path.is_file():
         raise FileNotFoundError(f"reference {str(path)!r} does not exist: give statistics or a folder of pictures")
     try:
-        found, told = _npz(path) if path.suffix == ".npz" else _safetensors(path)
+        gaussian, network = _npz(path) if path.suffix == ".npz" else _safetensors(path)
     except (SafetensorError, zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
         expected = "an .npz with mu and sigma, or a .safetensors of reproduce/fid_reference.py"
         raise ValueError(f"reference {str(path)!r} cannot be read ({str(error)[:80]}): expected {expected}") from None
-    if told not in (None, extractor):
-        raise ValueError(f"reference {str(path)!r} has features of {told}: expected {extractor}: compute it again")
+    if network not in (None, extractor):
+        raise ValueError(f"reference {str(path)!r} has features of {network}: expected {extractor}: compute it again")
     D = dimensions
-    if found.mean.shape != (D,) or found.cov.shape != (D, D) or not np.isfinite(found.cov).all():
+    if gaussian.mean.shape != (D,) or gaussian.cov.shape != (D, D) or not np.isfinite(gaussian.cov).all():
         raise ValueError(
-            f"reference {str(path)!r} has a mean of shape {found.mean.shape} and a covariance of shape "
-            f"{found.cov.shape}: expected ({D},) and ({D}, {D}), every value finite"
+            f"reference {str(path)!r} has a mean of shape {gaussian.mean.shape} and a covariance of shape "
+            f"{gaussian.cov.shape}: expected ({D},) and ({D}, {D}), every value finite"
         )
-    return found
+    return gaussian
 
 
 def _npz(path: Path) -> tuple[Gaussian, None]:

@@ -55,13 +55,15 @@ def check_keys(
     Raises:
         ValueError: any key is given; names the first of each kind.
     """
-    told = []
+    problems = []
     for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped)):
         keys = sorted(keys)
         if keys:
-            told.append(f"{len(keys)} {what} ({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})")
-    if told:
-        raise ValueError(f"the weights in {source} are not this network's: keys {'; '.join(told)}: get the right file")
+            problems.append(f"{len(keys)} {what} ({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})")
+    if problems:
+        raise ValueError(
+            f"the weights in {source} are not this network's: keys {'; '.join(problems)}: get the right file"
+        )
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, assign: bool = False) -> nn.Module:

@@ -26,7 +26,6 @@ import transformers
 import tyro
 from safetensors.torch import load_file
 
-from reproduce import build_pairs as pair_files
 from reproduce import (
     train_distill,
     train_offline,
@@ -40,6 +39,7 @@ from reproduce.common.files import (
     write_json,
 )
 from reproduce.common.provenance import Clock, provenance
+from reproduce.data import sampled_pairs as pair_files
 from reproduce.training.checkpoints import OPTIMIZERS
 from tests import tiny
 

@@ -28,14 +28,14 @@ class Clock:
         wall, cpu = time.time() - self.wall, time.process_time() - self.cpu
         return {"wall_seconds": round(wall, 1), "cpu_seconds": round(cpu, 1)}
 
-    def after(self, *parts: dict[str, Any]) -> "Clock":
+    def after(self, *earlier: dict[str, Any]) -> "Clock":
         """Return a clock that began earlier, by the seconds that earlier parts of the work took.
 
         Args:
-            parts: what `spent` returned for each. A part without CPU time counts with its wall time.
+            earlier: what `spent` returned for each part. A part without CPU time counts with its wall time.
         """
-        cpu = sum(part.get("cpu_seconds", part["wall_seconds"]) for part in parts)
-        return Clock(self.wall - sum(part["wall_seconds"] for part in parts), self.cpu - cpu)
+        cpu = sum(part.get("cpu_seconds", part["wall_seconds"]) for part in earlier)
+        return Clock(self.wall - sum(part["wall_seconds"] for part in earlier), self.cpu - cpu)
 
 
 def core_seconds(part: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from reproduce.common.files import write_json, write_text
 
 
-class Parts:
+class PairFolder:
     """Note each part of a pair folder in `building/` once its pictures are there.
 
     Raises:

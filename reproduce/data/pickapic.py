@@ -18,7 +18,7 @@ from tqdm import tqdm
 from reproduce.common.cli import positive
 from reproduce.common.files import plain, writable_folder, write_bytes
 from reproduce.common.provenance import Clock, provenance
-from reproduce.data.pair_folder import Parts
+from reproduce.data.pair_folder import PairFolder
 from reproduce.data.prompt_sets import PICKAPIC, data_folder
 from reproduce.data.readers import column, open_parquet
 
@@ -45,7 +45,7 @@ class Import:
 
     config: PickapicConfig
     groups: dict[int, tuple[Path, int]]
-    parts: Parts
+    folder: PairFolder
 
 
 def prepare(config: PickapicConfig) -> Import:
@@ -69,17 +69,17 @@ def prepare(config: PickapicConfig) -> Import:
                 column(path, file.schema_arrow.names, (name,))
             groups |= {number * GROUPS + group: (path, group) for group in range(file.num_row_groups)}
     names = [str(path.relative_to(root)) for path in files]
-    parts = Parts(config.out, {"split": config.split, "files": names})
+    folder = PairFolder(config.out, {"split": config.split, "files": names})
     writable_folder(config.out)
-    return Import(config, groups, parts)
+    return Import(config, groups, folder)
 
 
 def build(job: Import) -> None:
     """Write the pictures, about.json, and last pairs.jsonl."""
     c, clock, there, used = job.config, Clock(), 0, []
-    job.parts.begin()
+    job.folder.begin()
     for number, (path, group) in tqdm(job.groups.items(), desc="row groups"):
-        if not job.parts.done(number):
+        if not job.folder.done(number):
             rows, counts = [], {"ties": 0, "unreadable": 0}
             for row in _rows(path, group):
                 pair = _pair(c.out, row)
@@ -87,8 +87,8 @@ def build(job: Import) -> None:
                     counts[pair] += 1
                 else:
                     rows.append(pair)
-            job.parts.write(number, rows, counts | {"rows": len(rows)})
-        there += job.parts.counts(number)["rows"]
+            job.folder.write(number, rows, counts | {"rows": len(rows)})
+        there += job.folder.counts(number)["rows"]
         used.append(number)
         if c.count is not None and there >= c.count:
             break
@@ -97,7 +97,7 @@ def build(job: Import) -> None:
         kept = {key: counts[key] for key in ("pairs", "ties", "unreadable")}
         return {"config": plain(c), **kept, **provenance(clock)}
 
-    job.parts.finish(used, about, c.count)
+    job.folder.finish(used, about, c.count)
 
 
 def _rows(path: Path, group: int) -> Iterator[dict[str, Any]]:

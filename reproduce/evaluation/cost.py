@@ -15,8 +15,8 @@ from reproduce.evaluation.scores import sample
 def live_bytes() -> int:
     """Count the bytes of all tensors that Python can reach, each storage once."""
     gc.collect()
-    found = [o.untyped_storage() for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not o.is_meta]
-    return sum({storage._cdata: storage.nbytes() for storage in found}.values())
+    storages = [o.untyped_storage() for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not o.is_meta]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -58,8 +58,6 @@ def increase(call: Callable[[], object]) -> int:
 
 
 COSTS = ("seconds", "memory")  # of `sampling_cost`
-
-
 PICTURES_TIMED = 5
 
 

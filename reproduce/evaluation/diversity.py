@@ -1,7 +1,7 @@
 """Measure how much of what could be drawn is drawn, on features and pixels that no method trains on.
 
 They compare a prompt's pictures with each other (vendi, modes), or all pictures with a reference set (precision,
-recall). See the table in scoring.py.
+recall). See the table in metrics.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ from fsalign_lib.pocket.classifiers import classify
 References = Callable[[tuple[str, ...], int], Tensor]  # prompts, so many of each -> features (P * count, D), by prompt
 
 FRAME = 3  # pixels; the animals of the pocket world stand inside it
-PASTEL = 0.83  # the middle of each colour channel of the pocket world's plain backgrounds, U[0.66, 1]
-BACKGROUNDS = 8  # octants of these colours, equally frequent in rendered scenes
+# The middle of each colour channel of the pocket world's plain backgrounds, U[0.66, 1]; its 8 octants are as frequent.
+PASTEL = 0.83
 
 
 def vendi(features: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -61,11 +61,11 @@ def of_each_prompt(prompts: Sequence[str], value: Callable[[list[int]], float]) 
     rows: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
         rows.setdefault(prompt, []).append(row)
-    found = {prompt: value(some) for prompt, some in rows.items()}
-    return torch.tensor([found[prompt] for prompt in prompts])
+    values = {prompt: value(own) for prompt, own in rows.items()}
+    return torch.tensor([values[prompt] for prompt in prompts])
 
 
-class Manifold:
+class PrecisionRecall:
     """Measure precision or recall of all pictures together, against as many renders of each prompt.
 
     Args:

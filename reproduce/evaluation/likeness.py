@@ -4,10 +4,10 @@
 | --- | --- |
 | clip-t | the CLIP score with its prompt, the concept's name taken out of it |
 | clip-i | mean cosine to the target pictures, in the CLIP score's network |
-| dino | likewise in a self-supervised network: DINO at full scale, a DINO-like one at pocket scale |
+| dino | the same mean cosine in a self-supervised network: DINO at full scale, a DINO-like one at pocket scale |
 | style-distance | mean 1-Wasserstein distance to the targets' distributions of six values (below) |
 | concept (pocket scale) | 1 if most of the nearest renders, by the held-out classifier's features, show the concept |
-| creature (pocket scale) | likewise, if they show the animal that the prompt asks for, in whatever style |
+| creature (pocket scale) | 1 if most of those renders show the animal that the prompt asks for, in whatever style |
 | context (pocket scale) | 1 if the judge's eye reads the colour, number and place that the prompt asks for, else 0 |
 
 The six values are red, green, blue, how far a pixel is from grey, and its differences from the pixels beside and below:
@@ -49,7 +49,7 @@ def load_likeness(
     Raises:
         ValueError: an unknown metric, or one that needs targets where there are none.
     """
-    found: dict[str, Metric] = {}
+    loaded: dict[str, Metric] = {}
     for name in names:
         if name not in LIKENESS[scale]:
             raise ValueError(f"unknown metric {name!r}: choose from {', '.join(LIKENESS[scale])}")
@@ -57,21 +57,21 @@ def load_likeness(
             raise ValueError(f"metric {name} compares with target pictures, and there are none")
     if {"clip-t", "clip-i"} & set(names):
         clip = load_reward("clipscore", scale=scale).to(device)
-        found["clip-t"] = lambda images, prompts: clip(images, [concept.plain(prompt) for prompt in prompts])
-        found["clip-i"] = like(clip.image_embeddings, targets, device)
+        loaded["clip-t"] = lambda images, prompts: clip(images, [concept.plain(prompt) for prompt in prompts])
+        loaded["clip-i"] = like(clip.image_embeddings, targets, device)
     if "dino" in names:
-        found["dino"] = like(load_image_encoder(scale).to(device), targets, device)
+        loaded["dino"] = like(load_image_encoder(scale).to(device), targets, device)
     if {"concept", "creature"} & set(names):
         look = judge_of_creatures(device)
-        found["concept"] = lambda images, prompts: (look(images) == len(ANIMALS)).float()
-        found["creature"] = lambda images, prompts: (look(images) == asked(prompts)).float()
+        loaded["concept"] = lambda images, prompts: (look(images) == len(ANIMALS)).float()
+        loaded["creature"] = lambda images, prompts: (look(images) == asked(prompts)).float()
     if "context" in names:
         eye = load_classifier(WEIGHTS, "eye").to(device)
-        found["context"] = lambda images, prompts: in_context(eye, images, prompts)
+        loaded["context"] = lambda images, prompts: in_context(eye, images, prompts)
     if "style-distance" in names:
         style = quantiles(targets.to(device)).mean(0)
-        found["style-distance"] = lambda images, prompts: (quantiles(images) - style).abs().mean((1, 2))
-    return {name: found[name] for name in names}
+        loaded["style-distance"] = lambda images, prompts: (quantiles(images) - style).abs().mean((1, 2))
+    return {name: loaded[name] for name in names}
 
 
 @torch.no_grad()

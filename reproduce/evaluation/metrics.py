@@ -42,7 +42,7 @@ from fsalign_lib.pocket.networks import load_classifier
 from fsalign_lib.pocket.render import render
 from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards import load_reward, require_folder
-from reproduce.evaluation.diversity import Manifold, modes, vendi
+from reproduce.evaluation.diversity import PrecisionRecall, modes, vendi
 
 Metric = Callable[[Tensor, Sequence[str]], Tensor]  # pictures, prompts -> (B,)
 Features = Callable[[Tensor], Tensor]  # pictures -> (B, D)
@@ -94,7 +94,23 @@ class Frechet:
         return self.network(F.interpolate(images, shape, mode="bilinear", align_corners=False)).float().cpu()
 
 
+def few_pictures(given: int | None, dimensions: int, side: str) -> list[str]:
+    """Warn in one line, or none, where a Frechet distance has too few pictures for a covariance of full rank.
+
+    Args:
+        given: how many there are, if that is known.
+        side: "pictures" for those scored, "reference" for those that they are held to.
+    """
+    if given is None or given > dimensions:
+        return []
+    return [
+        f"fid: {given} {'pictures' if side == 'pictures' else 'pictures of the reference'} for {dimensions} feature "
+        "dimensions: the covariance is rank-deficient and the distance too large: compare equal numbers only"
+    ]
+
+
 def check_scale(scale: str) -> None:
+    """Raise a ValueError for an unknown scale."""
     if scale not in METRICS:
         raise ValueError(f"unknown scale {scale!r}: choose from {', '.join(METRICS)}")
 
@@ -135,19 +151,19 @@ def load_metrics(
         ValueError: see `check_names`. FileNotFoundError: weights are missing.
     """
     check_names(names, scale, reference is not None)
-    found: dict[str, Metric | Frechet] = {
+    loaded: dict[str, Metric | Frechet] = {
         name: Reward(load_reward(name, scale=scale).to(device), REWARDS[name.removesuffix("-2.1")])
         for name in names
         if name in REWARDS or name == "hps-2.1"
     }
     if "sharpness" in names:
-        found["sharpness"] = lambda images, prompts: torch.from_numpy(sharpness(images))
+        loaded["sharpness"] = lambda images, prompts: torch.from_numpy(sharpness(images))
     load_others = _pocket_metrics if scale == "pocket" else _full_metrics
-    found |= load_others(set(names) - set(found), device, found, reference)
-    return {name: found[name] for name in names}
+    loaded |= load_others(set(names) - set(loaded), device, loaded, reference)
+    return {name: loaded[name] for name in names}
 
 
-def _pocket_metrics(names: set[str], device, found: dict, reference: Reference | None) -> dict:
+def _pocket_metrics(names: set[str], device, loaded: dict, reference: Reference | None) -> dict:
     """Load the metrics on the held-out classifier."""
     if not names:
         return {}
@@ -166,19 +182,18 @@ def _pocket_metrics(names: set[str], device, found: dict, reference: Reference |
     @functools.cache
     def scenes(prompts: tuple[str, ...], count: int) -> Tensor:
         pictures = render([parse(prompt) for prompt in prompts for _ in range(count)], torch.Generator().manual_seed(1))
-        parts = [every["recall"].features(some.to(device) / 255) for some in pictures.split(256)]
-        return torch.cat(parts)
+        return torch.cat([every["recall"].features(batch.to(device) / 255) for batch in pictures.split(256)])
 
     for kind in ("precision", "recall"):
-        every[kind] = Manifold(kind, lambda x: pooled(classifier, x), scenes)
+        every[kind] = PrecisionRecall(kind, lambda x: pooled(classifier, x), scenes)
     return {name: every[name] for name in names}
 
 
-def _full_metrics(names: set[str], device, found: dict, reference: Reference | None) -> dict:
+def _full_metrics(names: set[str], device, loaded: dict, reference: Reference | None) -> dict:
     """Load the metrics on CLIP ViT-L/14, which is the aesthetic reward's, and on FID's network."""
     every = {}
     if names & set(WITHIN_PROMPTS):
-        shared = found["aesthetic"].reward if "aesthetic" in found else None
+        shared = loaded["aesthetic"].reward if "aesthetic" in loaded else None
         tower = shared or load_reward("aesthetic", scale="full").to(device)
         every["diversity"] = lambda images, prompts: spread(tower.image_embeddings(images), prompts)
         every["vendi"] = lambda images, prompts: vendi(tower.image_embeddings(images), prompts)

@@ -1,7 +1,5 @@
 """Write a page from the JSON of `evaluate.py`: tables, curves, pictures, training, and where they came from.
 
-python reproduce/report.py runs/pso/evaluation.json --out runs/pso/report.html
-
 One file without scripts and without a network: pictures are in it, styles are in it.
 """
 
@@ -11,15 +9,13 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from PIL import Image
 
 from fsalign_lib.plotting import DPI, PALETTE, learning_curve, new_figure
-from reproduce.common.cli import command_line
-from reproduce.common.files import writable_folder, write_text
+from reproduce.common.files import write_text
+from reproduce.evaluation.metrics import few_pictures
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ccc; --soft: #f4f4f4; }
@@ -55,23 +51,13 @@ LINES = list(PALETTE)
 escape = html.escape
 
 
-def few_pictures(result: dict) -> list[str]:
+def rank_warnings(result: dict) -> list[str]:
     """Warn of each side of a Frechet distance whose covariance cannot have full rank."""
-    told = []
-    if "fid" in result:
-        about = result["fid"]
-        for side in ("pictures", "reference"):
-            told += few(about[side], about["dimensions"], side)
-    return told
-
-
-def few(given: int | None, dimensions: int, side: str) -> list[str]:
-    if given is None or given > dimensions:
+    if "fid" not in result:
         return []
-    return [
-        f"fid: {given} {'pictures' if side == 'pictures' else 'pictures of the reference'} for {dimensions} feature "
-        "dimensions: the covariance is rank-deficient and the distance too large: compare equal numbers only"
-    ]
+    about = result["fid"]
+    sides = (few_pictures(about[side], about["dimensions"], side) for side in ("pictures", "reference"))
+    return [line for lines in sides for line in lines]
 
 
 def number(value: float | None) -> str:
@@ -116,7 +102,7 @@ def scores(result: dict) -> str:
         rows.append(row)
         decided.append(bool(base and gap and not gap["low"] <= 0 <= gap["high"]))
     heads = ["metric", "mean", "95%"] + (["base", "above base", "95%"] if base else [])
-    notes = "".join(f'<p class="note">{escape(told)}</p>' for told in few_pictures(result))
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in rank_warnings(result))
     return table(heads, rows, 1, decided) + notes
 
 
@@ -127,8 +113,9 @@ def png(figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def plot(figure, told: str) -> str:
-    return f'<img class="plot" src="{png(figure)}" alt="{escape(told)}">'
+def plot(figure, caption: str) -> str:
+    """Embed a figure as a tag, with its caption for those who do not see it."""
+    return f'<img class="plot" src="{png(figure)}" alt="{escape(caption)}">'
 
 
 def panels(count: int):
@@ -161,8 +148,8 @@ def over_steps(results: Sequence[dict]) -> str:
     if len(sets) > 1:
         cells[0].legend(fontsize=7)
     dashed = " Dashed: the base." if any("base" in r for r in results) else ""
-    told = f"{', '.join(names)} over sampling steps"
-    return f"<h2>Over steps</h2><p>Means with 95% intervals.{dashed}</p>{plot(figure, told)}"
+    caption = f"{', '.join(names)} over sampling steps"
+    return f"<h2>Over steps</h2><p>Means with 95% intervals.{dashed}</p>{plot(figure, caption)}"
 
 
 def line(cell, results: Sequence[dict], name: str, color: str, label: str | None, style: str) -> None:
@@ -220,8 +207,8 @@ def training(config: dict) -> str:
     folder = Path(config["checkpoint"])
     path = next((p / "result.json" for p in (folder, *folder.parents[:2]) if (p / "result.json").is_file()), None)
     if path is None:
-        told = f"No result.json beside {folder}: the run was not finished, or lies elsewhere."
-        return f'<h2>Training</h2><p class="note">{escape(told)}</p>'
+        note = f"No result.json beside {folder}: the run was not finished, or lies elsewhere."
+        return f'<h2>Training</h2><p class="note">{escape(note)}</p>'
     about = json.loads(path.read_text())
     history = [row for row in about.get("history", []) if isinstance(row, dict)]
     names = [name for name, value in history[0].items() if isinstance(value, int | float)] if history else []
@@ -289,42 +276,3 @@ def write(source: Path, out: Path) -> Path:
     """Write the page of an evaluation's JSON, whole or not at all."""
     write_text(out, "\n".join(page(json.loads(source.read_text()), source.parent)))
     return out
-
-
-@dataclass(kw_only=True)
-class ReportConfig:
-    """Make the page of an evaluation."""
-
-    evaluation: tyro.conf.Positional[Path]
-    """The JSON that evaluate.py wrote."""
-    out: Path | None = None
-    """None: beside it, with the ending .html."""
-
-
-def prepare(config: ReportConfig) -> tuple[Path, Path]:
-    if not config.evaluation.is_file():
-        raise FileNotFoundError(f"{config.evaluation} does not exist: give the JSON that evaluate.py wrote")
-    try:
-        known = {"config", "results"} <= json.loads(config.evaluation.read_text()).keys()
-    except (ValueError, AttributeError):
-        known = False
-    if not known:
-        raise ValueError(f"{config.evaluation} is not an evaluation: give the JSON that evaluate.py wrote")
-    out = config.out or config.evaluation.with_suffix(".html")
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder: name a file with --out")
-    writable_folder(out.parent)
-    return config.evaluation, out
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command_line(
-        lambda args: tyro.cli(ReportConfig, description=__doc__, args=args),
-        prepare,
-        lambda paths: print(f"Wrote {write(*paths)}"),
-        argv,
-    )
-
-
-if __name__ == "__main__":
-    main()

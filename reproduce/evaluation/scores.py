@@ -17,10 +17,10 @@ from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.pocket.captions import parse
 from fsalign_lib.rollout import rollout, seeded_noise
 from reproduce.common.shards import in_chunks
-from reproduce.evaluation.diversity import Manifold
+from reproduce.evaluation.diversity import PrecisionRecall
 from reproduce.evaluation.metrics import DEFAULT_METRICS, SOMETIMES, WITHIN_PROMPTS, Frechet, Metric, load_metrics
 
-Metrics = Mapping[str, Metric | Frechet | Manifold]
+Metrics = Mapping[str, Metric | Frechet | PrecisionRecall]
 
 EVALUATION = -1  # in the place of the training round in `seeded_noise`
 
@@ -84,9 +84,9 @@ def score(images: Tensor, prompts: Sequence[str], seeds: Sequence[int], metrics:
     Raises:
         FloatingPointError: a score that is not finite, with its prompt.
     """
-    images, names, found = images.flatten(0, 1), [prompt for prompt in prompts for _ in seeds], {}
+    images, names, scores = images.flatten(0, 1), [prompt for prompt in prompts for _ in seeds], {}
     for name, metric in metrics.items():
-        of_all = isinstance(metric, (Frechet, Manifold))
+        of_all = isinstance(metric, (Frechet, PrecisionRecall))
         with torch.no_grad():
             values = metric.features(images) if of_all else metric(images, names).float().cpu()
         bad = ~values.reshape(len(values), -1).isfinite().all(1)
@@ -94,8 +94,8 @@ def score(images: Tensor, prompts: Sequence[str], seeds: Sequence[int], metrics:
             row = int(bad.nonzero()[0, 0])
             where = f"prompt {names[row]!r} (seed {seeds[row % len(seeds)]})"
             raise FloatingPointError(f"metric {name} is {values[row].sum().item()} for {where}: look at its picture")
-        found[name] = values if of_all else values.unflatten(0, (-1, len(seeds)))
-    return found
+        scores[name] = values if of_all else values.unflatten(0, (-1, len(seeds)))
+    return scores
 
 
 def gather(
@@ -108,7 +108,9 @@ def gather(
 ) -> dict:
     """Build the result of `evaluate` from what `score` gave for its prompts, some at a time, in their order."""
     moments = {name: Moments(metric.dimensions) for name, metric in metrics.items() if isinstance(metric, Frechet)}
-    kept: dict[str, list[Tensor]] = {name: [] for name, metric in metrics.items() if isinstance(metric, Manifold)}
+    kept: dict[str, list[Tensor]] = {
+        name: [] for name, metric in metrics.items() if isinstance(metric, PrecisionRecall)
+    }
     scores: dict[str, list] = {name: [] for name in metrics if name not in moments}
     for part in parts:
         for name in scores.keys() - kept.keys():
@@ -173,13 +175,12 @@ def evaluate(
     check(prompts, seeds, metrics)
     if not isinstance(metrics, Mapping):
         metrics = load_metrics(metrics, model.device)
-    some = max(1, batch // len(seeds))
-
-    count = -(-len(prompts) // some)
+    size = max(1, batch // len(seeds))  # prompts a chunk
+    count = -(-len(prompts) // size)
 
     def part(index: int) -> dict[str, Tensor]:
-        few = list(prompts[index * some : (index + 1) * some])
-        return score(sample(model, kernel_name, steps, few, seeds, eta), few, seeds, metrics)
+        own = list(prompts[index * size : (index + 1) * size])
+        return score(sample(model, kernel_name, steps, own, seeds, eta), own, seeds, metrics)
 
     return gather(in_chunks(part, count, folder, progress), kernel_name or model.kernel, steps, prompts, seeds, metrics)
 

@@ -21,13 +21,13 @@ import tyro
 from fsalign_lib.models.hub import REVISIONS
 from fsalign_lib.models.presets import PRESETS, split
 from fsalign_lib.plotting import save
-from reproduce.build_pairs import FullPairConfig, PairConfig
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import writable_folder, write_json
 from reproduce.common.provenance import ROOT, Clock
 from reproduce.common.shards import processes
 from reproduce.data import targets
 from reproduce.data.prompt_sets import SETS
+from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.harness import rows as table_runs
 from reproduce.harness import settings as table_settings
 from reproduce.harness import snapshots as curve_runs

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from reproduce.build_pairs import Utility
+from reproduce.data.sampled_pairs import Utility
 from reproduce.evaluation.cost import COSTS
 from reproduce.evaluation.likeness import LIKENESS
 from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Metric

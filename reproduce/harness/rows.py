@@ -18,11 +18,11 @@ from fsalign_lib.models.load import load
 from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards import REWARDS
 from fsalign_lib.twins import save_dino_twin, save_reward_twin, save_twin
-from reproduce import build_pairs as pair_files
 from reproduce import train_distill, train_offline, train_online
 from reproduce.common.files import last_checkpoint, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.common.shards import processes
+from reproduce.data import sampled_pairs as pair_files
 from reproduce.data import targets
 from reproduce.data.prompt_sets import data_folder, read_prompts
 from reproduce.evaluation.cost import sampling_cost

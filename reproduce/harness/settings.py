@@ -13,9 +13,9 @@ from pathlib import Path
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.presets import PRESETS
 from fsalign_lib.pocket import judge
-from reproduce.build_pairs import FullPairConfig, PairConfig
 from reproduce.common.files import plain
 from reproduce.data import targets
+from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.evaluation.metrics import Metric
 from reproduce.harness.declare import Table, World
 from reproduce.recipes import make_config

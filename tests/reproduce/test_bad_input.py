@@ -11,9 +11,10 @@ from PIL import Image
 
 from fsalign_lib import rewards
 from fsalign_lib.models import presets
-from reproduce import build_pairs as pair_files
+from reproduce import build_pairs as pair_command
 from reproduce import demo, evaluate, pso_table2, train_offline, train_online
 from reproduce.benchmarks import step_cost
+from reproduce.data import sampled_pairs as pair_files
 from reproduce.training.methods import METHODS, Method
 from tests import tiny
 
@@ -117,7 +118,7 @@ def build_pairs(refused, folder, prompts, tmp_path, monkeypatch):
 
     def run(*argv, **kwargs):
         usual = {"--model": folder, "--prompts": prompts, "--out": tmp_path / "new-pairs", "--count": 2}
-        return refused(pair_files.main, *merge(usual, argv), **kwargs)
+        return refused(pair_command.main, *merge(usual, argv), **kwargs)
 
     return run
 

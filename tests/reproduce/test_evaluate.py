@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from fsalign_lib import rewards, twins
 from fsalign_lib.metrics import frechet
+from fsalign_lib.metrics.statistics import crossed_interval
 from fsalign_lib.models import load as models
 from fsalign_lib.pocket import networks
 from fsalign_lib.pocket.captions import ANIMALS
 from reproduce import evaluate, train_online
 from reproduce import fid_reference as reference
 from reproduce.evaluation import metrics as scoring
+from reproduce.evaluation import scores as measure
 from reproduce.training import run as runs
 from tests import evaluation_worker, tiny
 from tests.exact import fitted
@@ -47,11 +49,11 @@ def functions(classifier):
 
 @pytest.fixture(scope="module")
 def result(model, functions):
-    return evaluate.evaluate(model, None, 2, tiny.PROMPTS, SEEDS, functions)
+    return measure.evaluate(model, None, 2, tiny.PROMPTS, SEEDS, functions)
 
 
 def test_each_picture_has_its_score(model, result):
-    images = evaluate.sample(model, None, 2, tiny.PROMPTS, SEEDS)
+    images = measure.sample(model, None, 2, tiny.PROMPTS, SEEDS)
     assert images.shape == (6, 3, 3, 32, 32)
     expected = images.mean((2, 3, 4))
     torch.testing.assert_close(torch.tensor(result["scores"]["brightness"]), expected, atol=1e-5, rtol=0)
@@ -60,14 +62,14 @@ def test_each_picture_has_its_score(model, result):
 
 
 def test_scores_do_not_depend_on_the_batch_or_on_the_other_prompts(model, functions, result):
-    one = evaluate.evaluate(model, None, 2, tiny.PROMPTS[2:3], SEEDS, functions, batch=1)
+    one = measure.evaluate(model, None, 2, tiny.PROMPTS[2:3], SEEDS, functions, batch=1)
     for name in functions:
         assert one["scores"][name][0] == pytest.approx(result["scores"][name][2], abs=1e-4)
 
 
 def test_noise_is_of_the_prompt_and_the_seed():
-    noise = evaluate.picture_noise(["a cat", "a dog"], [0, 1], (4, 8, 8), 3)
-    assert torch.equal(noise[1, 1], evaluate.picture_noise(["a dog"], [1], (4, 8, 8), 3)[0, 0])
+    noise = measure.picture_noise(["a cat", "a dog"], [0, 1], (4, 8, 8), 3)
+    assert torch.equal(noise[1, 1], measure.picture_noise(["a dog"], [1], (4, 8, 8), 3)[0, 0])
     assert len(noise.flatten(0, 1).flatten(1).unique(dim=0)) == 4
 
 
@@ -92,7 +94,7 @@ def test_diversity_is_the_mean_distance_within_a_prompt(classifier):
 
 def test_a_metric_that_says_nothing_is_null(model, functions):
     prompts = ["a cat", "a cat and a dog"]
-    result = evaluate.evaluate(model, None, 1, prompts, SEEDS, functions)
+    result = measure.evaluate(model, None, 1, prompts, SEEDS, functions)
     assert result["scores"]["accuracy"][1] == [None] * 3
     assert result["means"]["accuracy"] == np.mean(result["scores"]["accuracy"][0])
 
@@ -103,9 +105,9 @@ def shifted(result, by):
 
 
 def test_comparisons_are_paired(result):
-    interval = evaluate.compare(shifted(result, 0.25), result, "brightness")
+    interval = measure.compare(shifted(result, 0.25), result, "brightness")
     assert interval == pytest.approx((0.25, 0.25, 0.25))
-    three = evaluate.compare([shifted(result, by) for by in (0.1, 0.2, 0.3)], result, "brightness")
+    three = measure.compare([shifted(result, by) for by in (0.1, 0.2, 0.3)], result, "brightness")
     half = 4.303 * 0.1 / 3**0.5  # Student's with 2 degrees of freedom
     assert three == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-3)
 
@@ -113,9 +115,9 @@ def test_comparisons_are_paired(result):
 def test_only_what_matches_is_compared(result):
     for key, value in (("seeds", [5, 6, 7]), ("steps", 1), ("prompts", ["a cat"] * 6)):
         with pytest.raises(ValueError, match=f"other {key}: evaluate both alike"):
-            evaluate.compare({**result, key: value}, result, "brightness")
+            measure.compare({**result, key: value}, result, "brightness")
     with pytest.raises(ValueError, match="2 runs against 3"):
-        evaluate.compare([result] * 2, [result] * 3, "brightness")
+        measure.compare([result] * 2, [result] * 3, "brightness")
 
 
 @pytest.mark.parametrize(("runs_", "spread"), [(1, 0.0), (3, 0.0), (3, 0.15), (3, 0.5), (3, 3.0), (5, 0.5)])
@@ -125,26 +127,26 @@ def test_interval_covers_as_often_as_it_says(runs_, spread):
     for _ in range(trials):
         run, prompt = rng.normal(size=(runs_, 1, 1)) * spread, rng.normal(size=(1, 40, 1))
         data = run + prompt + rng.normal(size=(runs_, 40, 4))
-        covered += not evaluate.crossed_interval(data).excludes(0)
+        covered += not crossed_interval(data).excludes(0)
     assert 0.90 < covered / trials < 0.98
 
 
 def test_interval_is_students_where_one_effect_is_all():
     data = np.random.default_rng(0).normal(size=(3, 40, 4))
     low, high = scipy.stats.ttest_1samp(data[0].mean(1), 0).confidence_interval()
-    assert evaluate.crossed_interval(data[:1]) == pytest.approx((data[0].mean(), low, high))
+    assert crossed_interval(data[:1]) == pytest.approx((data[0].mean(), low, high))
     runs_ = data[:, :1, :1] + 0 * data
     low, high = scipy.stats.ttest_1samp(runs_[:, 0, 0], 0).confidence_interval()
-    assert evaluate.crossed_interval(runs_) == pytest.approx((runs_.mean(), low, high))
+    assert crossed_interval(runs_) == pytest.approx((runs_.mean(), low, high))
     same = np.full((3, 40, 4), 0.25)
-    assert evaluate.crossed_interval(same) == (0.25, 0.25, 0.25)
+    assert crossed_interval(same) == (0.25, 0.25, 0.25)
 
 
 def test_interval_without_the_runs_would_be_too_narrow():
     rng = np.random.default_rng(0)
     data = rng.normal(size=(3, 1, 1)) + 0.1 * rng.normal(size=(3, 40, 4))
-    good = evaluate.crossed_interval(data)
-    naive = evaluate.crossed_interval(data.transpose(1, 0, 2).reshape(1, 40, 12))  # as if all were of one run
+    good = crossed_interval(data)
+    naive = crossed_interval(data.transpose(1, 0, 2).reshape(1, 40, 12))  # as if all were of one run
     assert good.high - good.low > 5 * (naive.high - naive.low)
 
 
@@ -161,7 +163,7 @@ def test_a_checkpoint_is_compared_with_its_base(folder, functions, tmp_path, cap
     content = json.loads((tmp_path / "e.json").read_text())
     assert {"command", "config", "commit", "versions", "device", "wall_seconds", "peak_memory_mb"} <= content.keys()
     (found,) = content["results"]
-    plain = evaluate.evaluate(models.load(folder), None, 2, tiny.PROMPTS, range(4), functions)
+    plain = measure.evaluate(models.load(folder), None, 2, tiny.PROMPTS, range(4), functions)
     assert found["base"]["scores"] == plain["scores"], "the reference is the model as it was loaded"
     gain = found["means"]["brightness"] - plain["means"]["brightness"]
     assert gain != 0 and found["above_base"]["brightness"]["estimate"] == pytest.approx(gain)
@@ -172,11 +174,11 @@ def test_bad_input_is_told_before_any_sampling(folder, model, functions, tmp_pat
     with pytest.raises(ValueError, match="unknown metric 'beauty': choose from pickscore"):
         scoring.load_metrics(["beauty"])
     with pytest.raises(ValueError, match="0 prompts"):
-        evaluate.evaluate(model, None, 2, [], SEEDS, functions)
+        measure.evaluate(model, None, 2, [], SEEDS, functions)
     with pytest.raises(ValueError, match="diversity needs 2 seeds"):
-        evaluate.evaluate(model, None, 2, tiny.PROMPTS, [0], functions)
+        measure.evaluate(model, None, 2, tiny.PROMPTS, [0], functions)
     with pytest.raises(ValueError, match="'a unicorn' is not in the pocket world's grammar"):
-        evaluate.evaluate(model, None, 2, ["a unicorn"], SEEDS, functions)
+        measure.evaluate(model, None, 2, ["a unicorn"], SEEDS, functions)
     config = evaluate.EvaluateConfig(model=str(folder), checkpoint=tmp_path)
     with pytest.raises(FileNotFoundError, match="no trained weights"):
         evaluate.prepare(config, metrics=functions)
@@ -187,7 +189,7 @@ def test_bad_input_is_told_before_any_sampling(folder, model, functions, tmp_pat
 def test_a_score_that_is_not_finite_names_prompt_and_seed(model):
     broken = {"broken": lambda images, prompts: torch.tensor([1.0, float("inf")] + [1.0] * (len(prompts) - 2))}
     with pytest.raises(FloatingPointError, match=r"metric broken is inf for prompt 'a cat' \(seed 1\)"):
-        evaluate.evaluate(model, None, 1, tiny.PROMPTS, SEEDS, broken)
+        measure.evaluate(model, None, 1, tiny.PROMPTS, SEEDS, broken)
 
 
 # all pictures together
@@ -203,8 +205,8 @@ def test_fid_is_the_distance_of_the_pictures_features(model):
     asked = []
     fid = quarters(lambda prompts: asked.append(prompts) or reference)
     for batch in (64, 4):
-        result = evaluate.evaluate(model, None, 2, tiny.PROMPTS, SEEDS, {"fid": fid}, batch=batch)
-        images = evaluate.sample(model, None, 2, tiny.PROMPTS, SEEDS).flatten(0, 1)
+        result = measure.evaluate(model, None, 2, tiny.PROMPTS, SEEDS, {"fid": fid}, batch=batch)
+        images = measure.sample(model, None, 2, tiny.PROMPTS, SEEDS).flatten(0, 1)
         images = F.interpolate((images * 255).round() / 255, (8, 8), mode="bilinear")  # as from a PNG
         expected = frechet.gaussian_frechet(fitted(evaluation_worker.small_features(images)), fitted(other))
         assert result["means"]["fid"] == pytest.approx(expected, rel=1e-4) and expected > 0.1
@@ -254,13 +256,13 @@ def test_too_few_pictures_for_a_covariance_are_told_before(config, model, capsys
     told = capsys.readouterr().out
     assert "fid: 12 pictures for 12 feature dimensions: the covariance is rank-deficient" in told
     with pytest.raises(ValueError, match="fid needs 2 pictures or more"):
-        evaluate.evaluate(model, None, 2, ["a cat"], [0], {"fid": quarters(None)})
+        measure.evaluate(model, None, 2, ["a cat"], [0], {"fid": quarters(None)})
 
 
 def test_a_feature_that_is_not_finite_names_prompt_and_seed(model):
     fid = scoring.Frechet("broken", lambda images: images.flatten(1)[:, :12] / 0 - 1e9, 12, 8, None)
     with pytest.raises(FloatingPointError, match=r"metric fid is (inf|nan) for prompt 'a cat' \(seed 0\)"):
-        evaluate.evaluate(model, None, 1, tiny.PROMPTS, SEEDS, {"fid": fid})
+        measure.evaluate(model, None, 1, tiny.PROMPTS, SEEDS, {"fid": fid})
 
 
 def test_renders_of_the_prompts_are_the_reference_of_the_pocket_world(classifier):

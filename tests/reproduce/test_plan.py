@@ -11,8 +11,8 @@ from fsalign_lib import twins
 from fsalign_lib.models import load as models
 from fsalign_lib.rewards import load_reward
 from fsalign_lib.twins import architectures
-from reproduce import build_pairs as pair_files
 from reproduce import plan, train_offline, train_online
+from reproduce.data import sampled_pairs as pair_files
 from reproduce.evaluation import cost as memory
 from reproduce.planner import counting, footprint, gpus
 from reproduce.planner import text as plan_text

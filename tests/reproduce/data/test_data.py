@@ -16,11 +16,12 @@ from pyarrow import parquet
 
 from fsalign_lib.pocket import captions, concept
 from fsalign_lib.twins import save_twin
-from reproduce import build_pairs as pair_files
+from reproduce import build_pairs
 from reproduce.common.files import write_text
 from reproduce.common.provenance import ROOT
 from reproduce.data import latents, pickapic
 from reproduce.data import prompt_sets as data
+from reproduce.data import sampled_pairs as pair_files
 from reproduce.data.pairs import read_latents, read_rows
 from reproduce.data.prompt_sets import SETS, read_pictures, read_prompts
 from reproduce.harness import page as table_text
@@ -222,7 +223,7 @@ def same_pairs(one, other):
 
 
 def bring(folder, out, **kwargs):
-    pair_files.build(pair_files.prepare(pickapic.PickapicConfig(data=folder, out=out, **kwargs)))
+    pickapic.build(pickapic.prepare(pickapic.PickapicConfig(data=folder, out=out, **kwargs)))
     return out
 
 
@@ -271,7 +272,7 @@ def test_what_is_wrong_with_an_import(published_pairs, tmp_path, capsys, monkeyp
 
     def told(*argv):
         with pytest.raises(SystemExit) as stopped:
-            pair_files.main([str(a) for a in argv])
+            build_pairs.main([str(a) for a in argv])
         err = capsys.readouterr().err
         assert stopped.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
         return err

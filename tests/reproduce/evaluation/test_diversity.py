@@ -10,7 +10,6 @@ from fsalign_lib.models import load as models
 from fsalign_lib.pocket import networks
 from fsalign_lib.pocket.captions import ANIMALS, parse
 from fsalign_lib.pocket.render import render
-from reproduce import evaluate
 from reproduce.evaluation import diversity
 from reproduce.evaluation import metrics as scoring
 from reproduce.evaluation import scores as measure
@@ -111,12 +110,12 @@ def test_recall_and_precision_of_pictures(folder):
             torch.rand(len(prompts) * count, 12, generator=torch.Generator().manual_seed(0)) - 0.4, dim=1
         )
 
-    metrics = {kind: diversity.Manifold(kind, network, references) for kind in ("precision", "recall")}
+    metrics = {kind: diversity.PrecisionRecall(kind, network, references) for kind in ("precision", "recall")}
     model = models.load(folder)
-    pictures = evaluate.sample(model, None, 1, tiny.PROMPTS, range(3)).flatten(0, 1)
+    pictures = measure.sample(model, None, 1, tiny.PROMPTS, range(3)).flatten(0, 1)
     real, drawn = references(tuple(tiny.PROMPTS), 3), metrics["recall"].features(pictures)
     for batch in (4, 64):
-        found = evaluate.evaluate(model, None, 1, tiny.PROMPTS, range(3), metrics, batch=batch)
+        found = measure.evaluate(model, None, 1, tiny.PROMPTS, range(3), metrics, batch=batch)
         assert np.ravel(found["scores"]["recall"]).tolist() == in_manifold(real, drawn).tolist()
         assert np.ravel(found["scores"]["precision"]).tolist() == in_manifold(drawn, real).tolist()
         assert found["means"]["recall"] == pytest.approx(in_manifold(real, drawn).mean())

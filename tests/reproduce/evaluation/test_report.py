@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproduce import evaluate
 from reproduce.evaluation import report
+from reproduce.evaluation import scores as measure
 
 EVIL = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "costs $5 & $6_", "a cat"]
 
@@ -52,11 +52,11 @@ def one(steps, shift=0.0, base=True, fid=None):
     there = rng.normal(size=(4, 2)).round(5)
     scores = {"brightness": (there + shift).tolist(), "accuracy": [[1.0, 0.0], [None, None], [1.0, 1.0], [0.0, 1.0]]}
     made = {"prompt_set": "<b>set</b>.txt", "kernel": "ddim", "steps": steps, "seeds": [0, 1], "prompts": EVIL}
-    made |= {"scores": scores, "means": {name: evaluate.mean(values) for name, values in scores.items()}}
-    made["intervals"] = {name: evaluate.interval(values)._asdict() for name, values in scores.items()}
+    made |= {"scores": scores, "means": {name: measure.mean(values) for name, values in scores.items()}}
+    made["intervals"] = {name: measure.interval(values)._asdict() for name, values in scores.items()}
     if base:
         made["base"] = one(steps, base=False)
-        made["above_base"] = {name: evaluate.compare(made, made["base"], name)._asdict() for name in scores}
+        made["above_base"] = {name: measure.compare(made, made["base"], name)._asdict() for name in scores}
     if fid:
         made["means"]["fid"], made["fid"] = 12.5, fid
         if base:
@@ -172,18 +172,3 @@ def test_a_plain_evaluation_has_a_page(about, tmp_path):
     about["config"]["checkpoint"] = None
     page = Page(make({**about, "results": [plain]}, tmp_path))
     assert "m, scored" in page.texts and "–" in page.texts and "base" not in page.texts
-
-
-def test_the_command_line(about, tmp_path, capsys):
-    make(about, tmp_path)
-    report.main([str(tmp_path / "e.json"), "--out", str(tmp_path / "new" / "page.html")])
-    assert (tmp_path / "new" / "page.html").read_text() == (tmp_path / "e.html").read_text()
-    (tmp_path / "other.json").write_text("[1]")
-    for argv, told in (
-        ([tmp_path / "none.json"], "none.json does not exist: give the JSON that evaluate.py wrote"),
-        ([tmp_path / "other.json"], "other.json is not an evaluation: give the JSON"),
-        ([tmp_path / "e.json", "--out", tmp_path], "is a folder: name a file with --out"),
-    ):
-        with pytest.raises(SystemExit):
-            report.main([str(a) for a in argv])
-        assert told in capsys.readouterr().err

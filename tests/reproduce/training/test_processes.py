@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reproduce import build_pairs as pair_files
 from reproduce import train_distill, train_offline, train_online
 from reproduce.benchmarks import kill_and_resume
 from reproduce.common.files import last_checkpoint
+from reproduce.data import sampled_pairs as pair_files
 from reproduce.training import run as runs
 from tests import tiny
 from tests import training_worker as worker

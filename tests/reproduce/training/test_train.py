@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fsalign_lib.models import load as models
-from reproduce import build_pairs as pair_files
 from reproduce import recipes, train_distill, train_offline, train_online
+from reproduce.data import sampled_pairs as pair_files
 from reproduce.data.latents import read_picture
 from reproduce.data.pairs import read_latents, read_rows
 from reproduce.training import run as runs

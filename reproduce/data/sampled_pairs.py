@@ -1,0 +1,205 @@
+"""Sample preference pairs from a teacher, let a judge or a reward choose, and write them as a pair folder.
+
+A folder of pairs holds `pairs.jsonl`, one object a line,
+{"prompt": ..., "winner": "a.png", "loser": "b.png", "label": 1}, and the pictures. "label" may be left out; 0.5 is a
+tie, which no loss here can use, so it is refused.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from fsalign_lib.kernels import build_kernel
+from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.load import load
+from fsalign_lib.pocket import captions, judge
+from fsalign_lib.rollout import rollout, seeded_noise
+from reproduce.common.cli import check_finite, generator, positive
+from reproduce.common.files import plain, writable_folder
+from reproduce.common.provenance import Clock, provenance
+from reproduce.data.pair_folder import PairFolder, refuse_finished
+from reproduce.data.prompt_sets import read_prompts
+
+Utility = Callable[[Tensor, Sequence[str]], Tensor]  # pictures in [0, 1], prompts -> (B,)
+
+
+@dataclass(kw_only=True)
+class PairConfig:
+    """Sample pairs from a teacher at mixed guidance, let the simulated judge choose, remove ties."""
+
+    out: Path = Path("reproduce/runs/pairs")
+    model: str = "pocket-teacher"
+    prompts: str = "train"
+    taste: str = "pickscore"
+    """Which kind of annotator judges (see fsalign_lib.pocket.judge)."""
+    count: int = 640
+    """Pairs sampled; the ties among them are dropped."""
+    batch: int = 32
+    steps: int = 10
+    """DDIM steps."""
+    guidance: tuple[float, float] = (1.0, 4.0)
+    """Each side of each batch draws its guidance weight uniformly from here."""
+    tie: float = 0.1
+    """Utilities closer than this are a tie; this makes about as many ties as the 12% of Pick-a-Pic."""
+    seed: int = 0
+    threads: int | None = None
+
+
+@dataclass(kw_only=True)
+class FullPairConfig:
+    """Sample pairs from a full-size teacher at mixed guidance, let a reward choose, remove ties."""
+
+    out: Path = Path("reproduce/runs/pairs-full")
+    model: str = "sdxl"
+    reward: str = "pickscore"
+    """Reward that ranks the pairs (see fsalign_lib.rewards)."""
+    prompts: str = "pickapic-train"
+    """A prompt set (see reproduce/DATA.md), or a file."""
+    data: Path | None = None
+    """Folder of the data sets; None: FSALIGN_DATA."""
+    count: int = 58_960
+    """Pairs sampled; as many as Pick-a-Pic has prompts [PSO Sec. 3.1]."""
+    batch: int = 4
+    steps: int = 25
+    """DDIM steps."""
+    guidance: tuple[float, float] = (1.0, 9.0)
+    """Each side of each batch draws its guidance weight uniformly from here: own choice, around SDXL's default 5."""
+    tie: float = 0.001
+    """Rewards no further apart than this are a tie: own choice, for PickScore's cosine. Other rewards, other scales."""
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """dtype of the teacher."""
+    threads: int | None = None
+
+
+@dataclass
+class Builder:
+    """Hold everything a build needs, checked."""
+
+    config: PairConfig | FullPairConfig
+    model: LatentModel
+    prompts: list[str]
+    utility: Utility
+    folder: PairFolder
+
+
+def prepare(
+    config: PairConfig | FullPairConfig, model: LatentModel | None = None, utility: Utility | None = None
+) -> Builder:
+    """Check the settings, and load what a build needs.
+
+    Args:
+        model, utility: taken in place of those that the settings name.
+
+    Raises:
+        ValueError: bad settings, an unknown model, reward or taste, a prompt that the judge cannot judge, or a folder
+            that holds pairs already or pairs begun with other settings.
+        OSError: the folder cannot be written to.
+    """
+    positive(config, "count", "batch")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    refuse_finished(config.out)
+    full = isinstance(config, FullPairConfig)
+    prompts = read_prompts(config.prompts, config.data if full else None)
+    model = model or load(config.model, **({"dtype": getattr(torch, config.dtype)} if full else {}))
+    build_kernel("ddim", model.schedule, config.steps)
+    if full:
+        model.to(PartialState().device)
+        utility = utility or reward_utility(config.reward, model.device)
+    elif utility is None:
+        for prompt in prompts:
+            captions.parse(prompt)
+        utility = pocket_utility(config.taste)
+    made = {key: value for key, value in plain(config).items() if key not in ("out", "threads", "data")}
+    folder = PairFolder(config.out, made | {"weights": model.fingerprint, "sampled from": prompts[: config.count]})
+    writable_folder(config.out)
+    return Builder(config, model, prompts, utility, folder)
+
+
+def reward_utility(name: str, device: torch.device) -> Utility:
+    """Load a full-size reward as a utility."""
+    from fsalign_lib.rewards import load_reward
+
+    reward = load_reward(name, scale="full").to(device)
+    return lambda images, prompts: reward(images.to(device), list(prompts)).float().cpu()
+
+
+def pocket_utility(taste: str) -> Utility:
+    """Load the simulated judge of the pocket world as a utility, without its noise."""
+    from fsalign_lib.pocket import networks
+    from fsalign_lib.pocket.captions import parse
+    from fsalign_lib.pocket.weights import WEIGHTS
+
+    if taste not in judge.TASTES:
+        raise ValueError(f"unknown taste {taste!r}: choose from {', '.join(judge.TASTES)}")
+    eye = networks.load_classifier(WEIGHTS, "eye")
+
+    def utility(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return judge.utility(judge.look(eye, images), judge.targets([parse(p) for p in prompts]), taste)
+
+    return utility
+
+
+@torch.no_grad()
+def build(builder: Builder) -> None:
+    """Write the pictures, about.json, and last pairs.jsonl."""
+    c, folder, clock, processes = builder.config, builder.folder, Clock(), PartialState()
+    if processes.is_main_process:
+        folder.begin()
+    processes.wait_for_everyone()
+    firsts = range(0, c.count, c.batch)
+    for first in tqdm(firsts[processes.process_index :: processes.num_processes], desc="pairs"):
+        if not folder.done(first):
+            folder.write(first, *sample_part(builder, first))
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+
+        def about(counts: dict[str, int]) -> dict:
+            pairs = counts["pairs"]
+            kept = {"config": plain(c), "pairs": pairs, "ties": c.count - pairs}
+            return kept | {"winner_has_the_higher_utility": counts["right"] / max(pairs, 1), **provenance(clock)}
+
+        folder.finish(firsts, about)
+    processes.wait_for_everyone()
+
+
+def sample_part(builder: Builder, first: int) -> tuple[list[dict], dict[str, int]]:
+    """Sample, judge and save the pairs from number `first` on: their lines, and in how many the better one won."""
+    c, model = builder.config, builder.model
+    kernel = build_kernel("ddim", model.schedule, c.steps, eta=0.0)
+    ids = range(first, min(first + c.batch, c.count))
+    prompts = [builder.prompts[i % len(builder.prompts)] for i in ids]
+    simulated = isinstance(c, PairConfig)
+    # The model keeps the prompts that it encodes; of as many as there are at full scale it must not.
+    cond = model.encode_prompts(prompts) if simulated else model.text.encode(prompts)
+    noise = seeded_noise(c.seed, 0, ids, model.latent_shape, 2 * (c.steps + 1)).unflatten(1, (2, -1))
+    draw = generator("pairs", c.seed, first)
+    pictures, utilities = [], []
+    for side in range(2):
+        low, high = c.guidance
+        model.guidance_scale = low + (high - low) * torch.rand((), generator=draw).item()
+        sample = rollout(model, kernel, cond, noise[:, side].to(model.device)).final
+        pictures.append((model.decode(sample) * 255).round().byte().cpu())
+        utilities.append(builder.utility(pictures[-1] / 255, prompts))
+        check_finite("what ranks the pairs", utilities[-1], prompts, c.seed, first)
+    apart = (utilities[0] - utilities[1]).abs()
+    if simulated:
+        first_won, tie = judge.prefer(*utilities, draw), apart < c.tie
+    else:
+        first_won, tie = utilities[0] > utilities[1], apart <= c.tie
+    rows = []
+    for row in (~tie).nonzero()[:, 0].tolist():
+        names = [f"{ids[row]:06d}-{side}.png" for side in "ab"]
+        for name, side in zip(names, pictures, strict=True):
+            Image.fromarray(side[row].permute(1, 2, 0).numpy()).save(c.out / name)
+        winner, loser = names if first_won[row] else reversed(names)
+        rows.append({"prompt": prompts[row], "winner": winner, "loser": loser, "label": 1})
+    return rows, {"right": int((first_won == (utilities[0] > utilities[1]))[~tie].sum())}
