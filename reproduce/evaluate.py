@@ -61,7 +61,7 @@ class EvaluateConfig:
     scale: str = "pocket"
     """Scale whose metrics are used: pocket or full."""
     model: str | None = None
-    """A preset of fsalign_lib.presets, or a pipeline folder; None: pocket-turbo, at pocket scale."""
+    """A preset of fsalign_lib.models.presets, or a pipeline folder; None: pocket-turbo, at pocket scale."""
     checkpoint: Path | None = None
     """Folder of a training run, or of one of its checkpoints."""
     prompts: tuple[str, ...] | None = None

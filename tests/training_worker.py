@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, for tests/test_processes.py."""
+"""Trainings in processes of their own, for tests/reproduce/training/test_processes.py."""
 
 import dataclasses
 import itertools

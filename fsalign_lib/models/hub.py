@@ -1,7 +1,7 @@
 """Find published files: the commit of each, where it lies, and how to get it.
 
 Models and rewards share one layout: <hub>/<owner>/<repository>/<file>, and <hub>/<file> for a plain download. The
-environment variable FSALIGN_HUB, or the argument `hub` of `models.load` and `load_reward`, names that folder; without
+environment variable FSALIGN_HUB, or the argument `hub` of `load.load` and `load_reward`, names that folder; without
 one, files are downloaded into the caches of huggingface_hub and torch.hub.
 
 What lies in a given folder is trusted. `hf download` notes the commit of each file beside it, and such a note must name

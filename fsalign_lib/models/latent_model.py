@@ -1,7 +1,7 @@
 r"""Put latent diffusion models of diffusers' classes behind the few methods that kernels, losses and loops need.
 
 Whatever a network predicts (noise, v or the clean sample), whatever it is conditioned on (see `conditioning`), and
-whatever the guidance, is settled here: callers see `predict_x0` and `predict_eps`. `models.load` makes one.
+whatever the guidance, is settled here: callers see `predict_x0` and `predict_eps`. `models.load.load` makes one.
 
 The networks may be in half precision; what is computed from their outputs is in the precision of the state, float32.
 
@@ -36,7 +36,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class LatentModel:
-    """Hold UNet (or transformer), VAE, text encoders and noise schedule as one model (see `models.load`).
+    """Hold UNet (or transformer), VAE, text encoders and noise schedule as one model (see `models.load.load`).
 
     Attributes:
         name: what `load` was given. kernel: the name of its usual sampler (see `sampler`).

@@ -183,8 +183,8 @@ Agreement with the simulated judge's noisy choices, beside the best that any ran
 | --- | --- |
 {sizes}
 
-Half-precision safetensors in the layout of diffusers and transformers; `fsalign_lib.models.load("pocket-turbo")` and
-`fsalign_lib.rewards.load_reward("pickscore")` read them in float32. What each network is and how it was trained
+Half-precision safetensors in the layout of diffusers and transformers; `fsalign_lib.models.load.load("pocket-turbo")`
+and `fsalign_lib.rewards.load_reward("pickscore")` read them in float32. What each network is and how it was trained
 stands in `fsalign_lib/pocket/`. Use: teaching and testing. They know 45 animals and nothing else.
 """
 

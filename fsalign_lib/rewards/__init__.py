@@ -65,7 +65,7 @@ def load_reward(
     Args:
         scale: "pocket" for the weights that ship with the package, "full" for the published ones.
         dtype: of the big networks, torch.float32 or torch.bfloat16. Scores are in float32.
-        hub: a folder with published files, see `fsalign_lib.hub`.
+        hub: a folder with published files, see `fsalign_lib.models.hub`.
 
     Raises:
         ValueError: unknown name or scale; weights that do not match, or of another revision.

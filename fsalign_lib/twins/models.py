@@ -26,7 +26,7 @@ def save_twin(name: str, folder: Path, seed: int = 0) -> Path:
     """Write the repositories of one preset; those that several presets share come out the same for each.
 
     Returns:
-        the folder, to be given to `models.load` as `hub`.
+        the folder, to be given to `models.load.load` as `hub`.
 
     Raises:
         ValueError: a preset that lies on no hub.

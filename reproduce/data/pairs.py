@@ -67,7 +67,7 @@ def read_latents(
 ) -> tuple[list[str], PairLatents]:
     """Read prompts and latents of all pairs. Each picture is encoded once, by one process, and kept in the folder.
 
-    A folder without pairs.jsonl is read as pictures with captions (see `data.read_pictures`), which have no losers.
+    A folder without pairs.jsonl holds pictures with captions (see `prompt_sets.read_pictures`), which have no losers.
 
     Args:
         resize: fit pictures of other sizes (see `latents.fit`), where they are an error otherwise.

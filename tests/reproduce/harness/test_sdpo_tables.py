@@ -464,7 +464,7 @@ def test_a_row_differs_from_sdpo_in_one_thing():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_dry_run_tells_rows_and_claims(script, capsys):
-    script.main(["--dry-run"])  # with what full scale takes: tests/test_plan.py
+    script.main(["--dry-run"])  # with what full scale takes: tests/reproduce/test_plan.py
     told = capsys.readouterr().out
     assert all(f"row {name}: " in told for name in script.TABLE.rows)
     assert all(c.id in told for c in claims.read_claims(script.TABLE.id))
