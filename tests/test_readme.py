@@ -1,33 +1,77 @@
-"""What README says of a table in words is what the committed result says."""
+"""What the READMEs say: counts of claims as in the committed results, files that exist, no more than one reads."""
 
 import json
 import re
+from collections import Counter
 
 import pytest
 
 from reproduce.common.provenance import ROOT
 
 RESULTS = ROOT / "reproduce" / "results"
-README = (ROOT / "README.md").read_text("utf-8")
-LINE = re.compile(r"^(\| `reproduce/(\w+)\.py` \|.*\| run.*?\[results\])", re.MULTILINE)
-ROWS = {name: line for line, name in LINE.findall(README)}  # of the scripts that were run
+README, REPRODUCE = (path.read_text("utf-8") for path in (ROOT / "README.md", ROOT / "reproduce" / "README.md"))
+STATUSES = ("reproduced", "contradicted", "inconclusive", "not run")
+LINE = re.compile(r"^\| \[[^]]+\]\(reproduce/results/(\w+)\.md\) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| ", re.MULTILINE)
+COUNTS = {name: tuple(map(int, counts)) for name, *counts in LINE.findall(README)}
+PAPERS = ("pso", "sdpo", "dipp", "distar")  # the order in which they are read
 
 
-def counted(name: str) -> str:
-    """As in "of 40 claims 29 reproduced, 8 contradicted, 3 inconclusive"."""
-    statuses = [claim["status"] for claim in json.loads((RESULTS / f"{name}.json").read_text())["claims"]]
-    run = [status for status in statuses if status != "not run"]
-    told = ", ".join(
-        f"{run.count(kind)} {kind}" for kind in ("reproduced", "contradicted", "inconclusive") if kind in run
-    )
-    return f"{len(run)} claims {told}"
+def statuses(name):
+    return [claim["status"] for claim in json.loads((RESULTS / f"{name}.json").read_text())["claims"]]
 
 
-def test_every_result_has_its_row():
-    there = {path.stem for path in RESULTS.glob("*.json")} - {path.stem for path in RESULTS.glob("*-full*.json")}
-    assert {name for name in there if "table" in json.loads((RESULTS / f"{name}.json").read_text())} == set(ROWS)
+def test_every_result_has_its_line_in_the_order_of_the_papers():
+    there = {path.stem for path in RESULTS.glob("*.json") if not path.stem.endswith("-full")}
+    assert {name for name in there if "table" in json.loads((RESULTS / f"{name}.json").read_text())} == set(COUNTS)
+    papers = [PAPERS.index(name.split("_")[0]) for name in COUNTS]
+    assert papers == sorted(papers)
+    below = re.findall(r"^\| \[[^]]+\]\(results/(\w+)\.md\) \|", REPRODUCE, re.MULTILINE)
+    assert below == list(COUNTS)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", COUNTS)
 def test_claims_are_counted_as_in_the_result(name):
-    assert counted(name) in ROWS[name]
+    found = Counter(statuses(name))
+    assert COUNTS[name] == tuple(found[status] for status in STATUSES)
+
+
+def test_the_last_line_adds_up():
+    (line,) = [line for line in README.splitlines() if line.startswith("| **all** |")]
+    assert tuple(map(int, re.findall(r"\*\*(\d+)\*\*", line))) == tuple(map(sum, zip(*COUNTS.values(), strict=True)))
+    assert sum(map(sum, COUNTS.values())) == 501
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 130
+    assert "<!-- tables:begin -->" in README and README.count(":begin -->") == REPRODUCE.count(":begin -->") == 1
+
+
+@pytest.mark.parametrize("path", ["README.md", "reproduce/README.md", "reproduce/launch/README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    missing = [link for link in links if not ((ROOT / path).parent / link).exists()]
+    assert not missing, missing
+
+
+def test_what_is_here_is_here():
+    listed = REPRODUCE.split("## What is here")[1].split("\n## ")[0]
+    names = [name for line in listed.splitlines()[4:] for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    here = ROOT / "reproduce"
+    assert len(names) > 15 and all(list(here.glob(name)) for name in names), names
+    found = {path.relative_to(here).parts[0] for name in names for path in here.glob(name)}
+    there = {
+        p.name for p in here.iterdir() if p.suffix == ".py" or (p.is_dir() and p.name not in ("runs", "__pycache__"))
+    }
+    assert there <= found, there - found
+
+
+def test_commands_are_those_that_exist():
+    for text in (README, REPRODUCE):
+        for script in re.findall(r"(?:python|launch [^\n]*?|`)\s*(reproduce/\w+\.py)", text):
+            assert (ROOT / script).exists(), script
+    renamed = README.split("Scripts that were renamed: ")[1].split("\n")[0]
+    for old in ("pairs.py", "reference.py", "data.py", "benchmarks"):
+        assert f"`{old}" in renamed and not (ROOT / "reproduce" / old).with_suffix(".py").exists()
+    assert (ROOT / "reproduce/build_pairs.py").exists() and (ROOT / "reproduce/fid_reference.py").exists()
+    assert (ROOT / "reproduce/data/prompt_sets.py").exists() and (ROOT / "reproduce/benchmarks").is_dir()

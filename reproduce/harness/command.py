@@ -22,19 +22,20 @@ from fsalign_lib.models.hub import REVISIONS
 from fsalign_lib.models.presets import PRESETS, split
 from fsalign_lib.plotting import save
 from reproduce.common.cli import command_line, positive
-from reproduce.common.files import writable_folder, write_json
+from reproduce.common.files import writable_folder, write_json, write_text
 from reproduce.common.provenance import ROOT, Clock
 from reproduce.common.shards import processes
 from reproduce.data import targets
 from reproduce.data.prompt_sets import SETS
 from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
+from reproduce.harness import readmes
 from reproduce.harness import rows as table_runs
 from reproduce.harness import settings as table_settings
 from reproduce.harness import snapshots as curve_runs
 from reproduce.harness.claims import claims_of, gather
 from reproduce.harness.declare import Row, Table, World
 from reproduce.harness.figures import draw
-from reproduce.harness.page import total, write_pages
+from reproduce.harness.page import page, total
 from reproduce.recipes import describe, recipe
 from reproduce.training.methods import METHODS
 
@@ -154,7 +155,9 @@ def run(ready: Ready) -> None:
     if result and table.figures:
         for name, sheet in table.figures(result).items():
             save(draw(sheet), path.with_name(f"{path.stem}-{name}.png"))
-    write_pages(table, result, path.with_suffix(".md"), readmes=path.parent.resolve() == RESULTS)
+    write_text(path.with_suffix(".md"), page(table, result))
+    if path.parent.resolve() == RESULTS and config.scale == "pocket":
+        readmes.update(table, result)
     print(f"{path.with_suffix('.md')}: {total(table, result)}")
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from reproduce import pso_table2, sdpo_ablations, sdpo_instability, sdpo_table1, sdpo_table3
 from reproduce.common.provenance import ROOT
+from reproduce.harness import readmes
 from reproduce.harness.claims import PAPERS, decide
-from reproduce.harness.page import page, readme_row, replace_block, tally
+from reproduce.harness.page import page
 from reproduce.harness.settings import row_seeds
 
 RESULTS = ROOT / "reproduce" / "results"
@@ -40,11 +41,39 @@ def test_the_committed_result_is_a_full_run_and_its_claims_are_decided_by_its_sc
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("path,text", [("reproduce/README.md", readme_row), ("README.md", tally)])
-def test_blocks_of_the_readmes_are_the_generated_ones(name, path, text):
+@pytest.mark.parametrize("path,line", [("README.md", readmes.counts), ("reproduce/README.md", readmes.command)])
+def test_lines_of_the_readmes_are_the_generated_ones(name, path, line):
     content = (ROOT / path).read_text(encoding="utf-8")
-    made = replace_block(content, name, text(table_of(name), result_of(name)))
-    assert made == content or (made is None and path == "README.md")
+    assert line(table_of(name), result_of(name)) in content.splitlines()
+    assert readmes.with_line(content, line(table_of(name), result_of(name))) == content
+
+
+def test_readme_says_how_many_training_seeds_the_tables_have():
+    seeds = {name: len(table_of(name).seeds) for name in NAMES if any(r.method for r in table_of(name).rows.values())}
+    assert {name for name in NAMES if name not in seeds} == {"sdpo_table3"}
+    assert {name for name, count in seeds.items() if count == 1} == {"sdpo_ablations", "sdpo_instability"}
+    assert set(seeds.values()) == {1, 3}
+    assert (
+        "SDPO Figs. 5-7 have one training seed a row, SDPO Table 3 trains nothing" in (ROOT / "README.md").read_text()
+    )
+
+
+def test_a_line_takes_the_place_of_the_one_that_begins_alike():
+    text = "x\n<!-- tables:begin -->\n| table | a | b | h |\n| - | - | - | - |\n| [t](t.md) | 1 | 2 | 0.5 |\n"
+    text += "| **all** | **1** | **2** |  |\n<!-- tables:end -->\ny"
+    changed = readmes.with_line(text, "| [t](t.md) | 3 | 0 | 1 |")
+    assert changed == text.replace("| 1 | 2 | 0.5 |", "| 3 | 0 | 1 |").replace("**1** | **2**", "**3** | **0**")
+    both = readmes.with_line(changed, "| [u](u.md) | 4 | 5 | not run |")
+    assert both.endswith("| [u](u.md) | 4 | 5 | not run |\n| **all** | **7** | **5** |  |\n<!-- tables:end -->\ny")
+    with pytest.raises(ValueError, match="README without <!-- tables:begin -->"):
+        readmes.with_line("no markers", "| [t](t.md) | 3 |")
+
+
+def test_a_page_has_the_papers_words():
+    for name in NAMES:
+        text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+        claims = PAPERS[table_of(name).id]
+        assert claims.source and f"**The paper's words** ({claims.source}). {claims.words}" in text
 
 
 def test_a_page_says_what_its_intervals_are_over():

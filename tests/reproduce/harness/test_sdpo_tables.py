@@ -28,7 +28,7 @@ from reproduce import (
 from reproduce.common.files import plain
 from reproduce.common.provenance import Clock, core_seconds
 from reproduce.evaluation.scores import picture_noise
-from reproduce.harness import claims, curves
+from reproduce.harness import claims, curves, readmes
 from reproduce.harness import figures as curve_figures
 from reproduce.harness import page as table_text
 from reproduce.harness import snapshots as curve_runs
@@ -392,8 +392,8 @@ def test_a_busy_machine_makes_no_run_longer():
     assert curves.hours(old) == 4
     runs = [{"row": "base", "training": None, "evaluation": made}, {"row": "sdpo", "training": old, "evaluation": made}]
     result = {"runs": runs, "pairs": None}
-    assert table_text.hours(sdpo_ablations.TABLE, result) == 0.5 + 4 + 0.5
-    assert table_text.hours(sdpo_curves.TABLE, result) == 1, "trained, and counted, by the table that it reads"
+    assert readmes.hours(sdpo_ablations.TABLE, result) == 0.5 + 4 + 0.5
+    assert readmes.hours(sdpo_curves.TABLE, result) == 1, "trained, and counted, by the table that it reads"
 
 
 def test_a_clock_counts_the_cpu_time_of_this_process_alone():
