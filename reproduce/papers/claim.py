@@ -24,9 +24,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Claims of one kind: each row of `above` over each of `below`, in each metric, on each prompt set, at each steps.
+    """Claims of one kind: each row of `above` is above each row of `below`.
 
-    A "*" in `above`, `below` or `metrics` stands for each of `rewards` in turn. In `id` the rows' names have no "-*".
+    One claim is made for each pair of rows, metric, prompt set and number of steps, in the order of the fields below.
+    A "*" in a row or metric stands for each of `rewards` in turn. In an id the names of rows are written without "-*".
     """
 
     above: Names
@@ -36,16 +37,16 @@ class Pattern:
     steps: int | tuple[int, ...]
     id: str = "{above}-above-{below}-{metric}-{steps}step-{prompts}"
     rewards: tuple[str, ...] = ()
-    lower: tuple[str, ...] = ()  # metrics in which the pattern's `above` is claimed to be the lower row
-    but: tuple[dict, ...] = ()  # exceptions: a claim that has all values of one of these is not made
+    lower: tuple[str, ...] = ()  # metrics of which less is better: there the row of `below` has the higher value
+    but: tuple[dict, ...] = ()  # exceptions, such as {"above": row, "metric": name}: what agrees with one is no claim
 
     def claims(self, table: str) -> Iterator[Claim]:
-        """Yield the claims, without printed values; ids begin with the table's.
+        """Yield the claims, without printed values; their ids begin with the table's.
 
         Raises:
-            ValueError: an exception that leaves nothing out.
+            ValueError: an exception leaves no claim out.
         """
-        used = []
+        used = []  # exceptions
         fields = ("above", "below", "metric", "prompts", "steps")
         values = (self.above, self.below, self.metrics, self.prompts, self.steps)
         for reward, *combination in product(self.rewards or ("",), *map(several, values)):
@@ -72,7 +73,7 @@ class TableClaims:
     source: str
     words: str  # quoted, with what they are taken to claim and what they are not
     patterns: tuple[Pattern, ...]
-    by: tuple[str, ...] = ()  # claims are listed by these of their values first; else pattern by pattern
+    by: tuple[str, ...] = ()  # fields that order the claims, such as ("prompts", "metric"); none: pattern by pattern
 
     def claims(self, table: str) -> list[Claim]:
         """Return the claims in their order, with the values that papers/<table>.csv prints.
@@ -84,6 +85,7 @@ class TableClaims:
             ValueError: two claims of one id, or a printed pair that contradicts its claim.
         """
         found = [claim for pattern in self.patterns for claim in pattern.claims(table)]
+        # `by` moves claims that share a value next to each other, in the order in which the values first occur.
         order = {key: list(dict.fromkeys(getattr(claim, key) for claim in found)) for key in self.by}
         found.sort(key=lambda claim: [order[key].index(getattr(claim, key)) for key in self.by])
         values = printed(table.replace("-", "_"))
@@ -117,8 +119,10 @@ def printed(table: str) -> dict[tuple[str, str, int], dict[str, str]]:
 
 
 def printed_line(values: dict, prompts: str, row: str, steps: int) -> dict[str, str]:
-    """Return a row's numbers at these steps; a row that is printed at one number of steps alone, such as a teacher,
-    has those in every column."""
+    """Return a row's numbers at these steps.
+
+    A row that is printed at one number of steps alone, such as a teacher, has those numbers in every column.
+    """
     if (prompts, row, steps) in values:
         return values[prompts, row, steps]
     lines = [line for (some, name, _), line in values.items() if (some, name) == (prompts, row)]
@@ -126,6 +130,7 @@ def printed_line(values: dict, prompts: str, row: str, steps: int) -> dict[str, 
 
 
 def printed_pair(values: dict, claim: Claim) -> tuple[float, float] | None:
+    """Return the printed numbers of a claim's two rows; None unless both are printed."""
     cells = [
         printed_line(values, claim.prompts, row, claim.steps).get(claim.metric) for row in (claim.above, claim.below)
     ]

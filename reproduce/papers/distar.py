@@ -179,12 +179,12 @@ CLAIMS = {
         "text-to-image models.” The other cells are lost from the text at hand.",
         patterns=(
             Pattern(
-                "distar-long",
-                ("teacher", "base", "diff-instruct", "sim", "dipp", "distar"),
-                "average",
-                "benchmark",
-                1,
-                NAME,
+                above="distar-long",
+                below=("teacher", "base", "diff-instruct", "sim", "dipp", "distar"),
+                metrics="average",
+                prompts="benchmark",
+                steps=1,
+                id=NAME,
             ),
         ),
     ),

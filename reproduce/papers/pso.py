@@ -41,11 +41,11 @@ CLAIMS = {
         "the table itself says otherwise (0.3613 < 0.3633): no claim.",
         patterns=(
             Pattern(
-                ("offline", "online"),
-                ("base", "teacher-lora", "dpo-lora"),
-                ALL,
-                BOTH,
-                4,
+                above=("offline", "online"),
+                below=("base", "teacher-lora", "dpo-lora"),
+                metrics=ALL,
+                prompts=BOTH,
+                steps=4,
                 but=({"above": "online", "below": "dpo-lora", "metric": "clipscore", "prompts": "pickapic"},),
             ),
         ),
@@ -87,12 +87,23 @@ CLAIMS = {
         "so there are no printed numbers.",
         patterns=(
             Pattern(
-                ("code", "paper", "inside", "summed", "beta-5", "beta-500", "shared", "steps-8", "no-clamp", "fast")
+                above=(
+                    "code",
+                    "paper",
+                    "inside",
+                    "summed",
+                    "beta-5",
+                    "beta-500",
+                    "shared",
+                    "steps-8",
+                    "no-clamp",
+                    "fast",
+                )
                 + ("fast-no-clamp",),
-                "base",
-                ALL,
-                "parti",
-                4,
+                below="base",
+                metrics=ALL,
+                prompts="parti",
+                steps=4,
             ),
         ),
     ),
