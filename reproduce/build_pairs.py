@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import tyro
 
 from reproduce.common.cli import command_line
-from reproduce.data import pickapic, sampled_pairs
-from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
+from reproduce.data import pickapic
+from reproduce.data.pair_settings import FullPairConfig, PairConfig
 
 
 def parse(argv: Sequence[str] | None = None):
@@ -40,12 +40,20 @@ def parse(argv: Sequence[str] | None = None):
 
 def prepare(config: PairConfig | FullPairConfig | pickapic.PickapicConfig):
     """Check the settings of either kind of build, and load what it needs."""
-    return pickapic.prepare(config) if isinstance(config, pickapic.PickapicConfig) else sampled_pairs.prepare(config)
+    if isinstance(config, pickapic.PickapicConfig):
+        return pickapic.prepare(config)
+    from reproduce.data import sampled_pairs  # torch and diffusers come with it
+
+    return sampled_pairs.prepare(config)
 
 
 def build(job) -> None:
     """Build what `prepare` returned."""
-    pickapic.build(job) if isinstance(job, pickapic.Import) else sampled_pairs.build(job)
+    if isinstance(job, pickapic.Import):
+        return pickapic.build(job)
+    from reproduce.data import sampled_pairs
+
+    sampled_pairs.build(job)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,6 +7,8 @@ the same start noise for each picture: the table's intervals are paired. The tra
 weights) is left in <out>/run, the table in <out>/demo.json, the pictures in <out>/before-after.png.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import textwrap
@@ -14,24 +16,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 import tyro
-from torch import Tensor
-from tqdm import tqdm
 
-from fsalign_lib.metrics.statistics import Interval
-from fsalign_lib.models.latent_model import LatentModel
-from fsalign_lib.models.load import load
-from fsalign_lib.plotting import contact_sheet, save
 from fsalign_lib.pocket.captions import prompts
-from reproduce import train_online
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
-from reproduce.evaluation.metrics import Metric, load_metrics
-from reproduce.evaluation.scores import compare, evaluate, sample
-from reproduce.recipes import make_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsalign_lib.metrics.statistics import Interval
+    from fsalign_lib.models.latent_model import LatentModel
+    from reproduce import train_online
+    from reproduce.evaluation.metrics import Metric
 
 CREDIT = "Pictures: weights trained on OpenMoji (openmoji.org), CC BY-SA 4.0"
 SMOOTH = 10  # rounds that the progress bar averages the reward over
@@ -111,6 +111,11 @@ def prepare(
     metrics: Mapping[str, Metric] | None = None,
 ) -> Demo:
     """Check the settings, load what the demo needs. What is given is taken in place of the shipped weights."""
+    from fsalign_lib.models.load import load
+    from reproduce import train_online
+    from reproduce.evaluation.metrics import load_metrics
+    from reproduce.recipes import make_config
+
     positive(config, "rounds", "pairs", "lr")
     writable_folder(config.out)
     os.environ["ACCELERATE_USE_CPU"] = "true"  # so that every machine shows the same
@@ -128,6 +133,8 @@ def prepare(
 
 def measure(demo: Demo, title: str) -> list[dict]:
     """Evaluate the model: a result of `evaluate` for each part."""
+    from reproduce.evaluation.scores import evaluate
+
     steps, results = demo.setup.config.steps, []
     for part in PARTS:
         metrics = {row.metric: demo.metrics[row.metric] for row in part.rows}
@@ -138,15 +145,22 @@ def measure(demo: Demo, title: str) -> list[dict]:
 
 def pictures(demo: Demo) -> Tensor:
     """Sample the pictures to show.  # (SHOWN, 3, H, W)"""
+    from reproduce.evaluation.scores import sample
+
     return sample(demo.model, None, demo.setup.config.steps, shown_prompts(), [0])[:, 0]
 
 
 def shown_prompts() -> list[str]:
+    """List the prompts whose pictures are shown."""
     return prompts(PARTS[0].prompts)[:SHOWN]
 
 
 def train(demo: Demo) -> list[float]:
     """Train by online PSO, and return the mean reward of each round."""
+    from tqdm import tqdm
+
+    from reproduce import train_online
+
     rewards: list[float] = []
     bar = tqdm(train_online.train(demo.setup), total=demo.config.rounds, desc="online PSO", unit="round")
     for record in bar:
@@ -158,6 +172,9 @@ def train(demo: Demo) -> list[float]:
 
 
 def differences(before: Sequence[dict], after: Sequence[dict]) -> dict[str, Interval]:
+    """Compare each metric of the table before and after."""
+    from reproduce.evaluation.scores import compare
+
     return {
         row.metric: compare(a, b, row.metric)
         for part, b, a in zip(PARTS, before, after, strict=True)
@@ -166,6 +183,7 @@ def differences(before: Sequence[dict], after: Sequence[dict]) -> dict[str, Inte
 
 
 def table(before: Sequence[dict], after: Sequence[dict], difference: Mapping[str, Interval]) -> str:
+    """Write the table: before, after, and the difference with its interval."""
     lines = [f"{'':20}{'before':>9}{'after':>9}{'difference':>12}   95% interval"]
     for part, b, a in zip(PARTS, before, after, strict=True):
         for row in part.rows:
@@ -193,6 +211,10 @@ def verdict(gap: Interval) -> str:
 
 def figure(before: Tensor, after: Tensor, names: Sequence[str], title: str, columns: int = 8):
     """Lay out rows of `columns` pictures in turn: before, with their prompts, and after."""
+    import torch
+
+    from fsalign_lib.plotting import contact_sheet
+
     images, captions = [], []
     for first in range(0, len(names), columns):
         some = slice(first, first + columns)
@@ -210,6 +232,11 @@ def figure(before: Tensor, after: Tensor, names: Sequence[str], title: str, colu
 
 
 def run(demo: Demo) -> None:
+    """Measure, train, measure again, and write the table and the pictures."""
+    import torch
+
+    from fsalign_lib.plotting import save
+
     c, clock = demo.config, Clock()
     count = len(demo.setup.prompts)
     print(f"Aligning {demo.model.name}, {demo.setup.config.steps} steps, with PickScore on {count} training prompts:")

@@ -12,6 +12,8 @@ Work is done in chunks of whole prompts, the same whatever the number of process
 lie in <out>.parts: the same command goes on where it was killed, and the numbers are the same.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -21,35 +23,24 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 import tyro
-from accelerate import PartialState
-from torch import Tensor
 
-from fsalign_lib.metrics.frechet import Gaussian, read_statistics
-from fsalign_lib.metrics.statistics import Interval
-from fsalign_lib.models.latent_model import LatentModel
-from fsalign_lib.models.load import load
-from reproduce.common.cli import command_line, positive
+from reproduce.common.cli import command_line, positive, processes
 from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
-from reproduce.common.shards import Chunks, processes
+from reproduce.common.shards import Chunks
 from reproduce.data.prompt_sets import read_prompts
-from reproduce.evaluation import report
-from reproduce.evaluation.folder_reference import FolderReference, picture_paths
-from reproduce.evaluation.metrics import DEFAULTS, Reward, check_names, few_pictures, load_metrics
-from reproduce.evaluation.scores import (
-    Metrics,
-    check,
-    compare,
-    gather,
-    interval,
-    sample,
-    save_pictures,
-    score,
-)
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from torch import Tensor
+
+    from fsalign_lib.metrics.frechet import Gaussian
+    from fsalign_lib.models.latent_model import LatentModel
+    from reproduce.evaluation.folder_reference import FolderReference
+    from reproduce.evaluation.scores import Metrics
 
 STATISTICS = (".npz", ".safetensors")
 
@@ -121,6 +112,8 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
     Raises:
         ValueError: an unknown scale, a metric that it lacks, or nothing to evaluate at full scale.
     """
+    from reproduce.evaluation.metrics import DEFAULTS, check_names
+
     names = DEFAULTS.get(config.scale, ()) if config.metrics is None else config.metrics
     check_names(names, config.scale, config.reference is not None)
     model, prompts = config.model, config.prompts
@@ -140,6 +133,14 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
 
 def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: Metrics | None = None) -> Setup:
     """Check the settings, load what they name. A model or metrics that are given are taken in place of the named."""
+    import torch
+
+    from fsalign_lib.metrics.frechet import read_statistics
+    from fsalign_lib.models.load import load
+    from reproduce.evaluation.folder_reference import FolderReference, picture_paths
+    from reproduce.evaluation.metrics import load_metrics
+    from reproduce.evaluation.scores import check
+
     c = resolved(config)
     positive(c, "seeds", "batch")
     # A prompt and a seed give one picture: a prompt that is repeated would give it again.
@@ -237,6 +238,9 @@ def same_settings(setup: Setup) -> None:
 
 def compute(setup: Setup, cell: Cell, index: int) -> dict[str, Tensor]:
     """Compute the scores of a chunk, whose pictures are written before if they are kept."""
+    from reproduce.evaluation.metrics import Reward
+    from reproduce.evaluation.scores import sample, save_pictures, score
+
     c, model = setup.config, setup.model
     model.forget_prompts()  # what was encoded with other prompts beside it may differ in the last bit
     for metric in setup.metrics.values():
@@ -253,6 +257,9 @@ def compute(setup: Setup, cell: Cell, index: int) -> dict[str, Tensor]:
 
 def run(setup: Setup) -> None:
     """Compute the chunks that are missing, and write the JSON and its page."""
+    from reproduce.evaluation import report
+    from reproduce.evaluation.metrics import few_pictures
+
     c, state, clock = setup.config, setup.state, Clock()
     if "fid" in setup.metrics and state.is_main_process:
         for cell in setup.cells:
@@ -282,6 +289,8 @@ def run(setup: Setup) -> None:
 
 def result(setup: Setup, cell: Cell) -> dict:
     """Collect all numbers of a cell, beside its base's if there is one."""
+    from reproduce.evaluation.scores import compare
+
     numbers = {"prompt_set": cell.prompt_set, **collect(setup, cell)}
     if setup.config.images == "keep":
         kept = pictures_folder(setup.config.out).name
@@ -300,6 +309,8 @@ def result(setup: Setup, cell: Cell) -> dict:
 
 def collect(setup: Setup, cell: Cell) -> dict:
     """Gather the scores of a cell's chunks, and add the intervals of the means."""
+    from reproduce.evaluation.scores import gather, interval
+
     c = setup.config
     kernel = c.kernel or setup.model.kernel
     numbers = gather(cell.chunks.read(), kernel, cell.steps, cell.prompts, range(c.seeds), setup.metrics)
@@ -309,6 +320,8 @@ def collect(setup: Setup, cell: Cell) -> dict:
 
 def summary(result: dict) -> str:
     """Write a line for each metric: its mean, and the difference from the base with its interval."""
+    from fsalign_lib.metrics.statistics import Interval
+
     lines = [f"{result['prompt_set']}, {result['steps']} steps, {len(result['prompts'])} prompts"]
     for name, value in result["means"].items():
         above = result.get("above_base", {}).get(name)

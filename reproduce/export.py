@@ -6,23 +6,24 @@ A LoRA becomes pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(out
 trained becomes a pipeline folder, for `from_pretrained(out)`.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import diffusers
-import torch
 import tyro
-from peft.utils import get_peft_model_state_dict
 
-from fsalign_lib.models import load as models
 from fsalign_lib.models import presets
-from fsalign_lib.models.hub import REVISIONS
-from fsalign_lib.models.latent_model import LatentModel
 from reproduce.common.cli import command_line
 from reproduce.common.files import last_checkpoint, writable_folder, write_text
-from reproduce.recipes import recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsalign_lib.models.latent_model import LatentModel
 
 
 @dataclass(kw_only=True)
@@ -54,6 +55,10 @@ def prepare(config: ExportConfig) -> Setup:
         ValueError: the folder holds something, the weights belong to another model, or are as they were at the start.
         FileNotFoundError: no checkpoint.
     """
+    import torch
+
+    from fsalign_lib.models import load as models
+
     if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
         raise ValueError(f"{config.out} holds something already: choose another --out")
     folder = last_checkpoint(config.checkpoint) or config.checkpoint
@@ -74,6 +79,8 @@ def prepare(config: ExportConfig) -> Setup:
 
 def untouched(model: LatentModel, start: dict[str, torch.Tensor]) -> bool:
     """Tell whether no trained weight moves the network: B = 0 in each adapter, or all weights as loaded."""
+    import torch
+
     trained = model.trained_parameters()
     if model.training["training"] == "lora":
         return not any(p.any() for name, p in trained.items() if "lora_B" in name)
@@ -81,6 +88,9 @@ def untouched(model: LatentModel, start: dict[str, torch.Tensor]) -> bool:
 
 
 def run(setup: Setup) -> None:
+    """Write the weights and the model card."""
+    import diffusers
+
     out, model = setup.config.out, setup.model
     if model.training["training"] == "lora":
         getattr(diffusers, model.text.pipeline).save_lora_weights(out, unet_lora_layers=lora_layers(model))
@@ -92,6 +102,8 @@ def run(setup: Setup) -> None:
 
 def lora_layers(model: LatentModel) -> dict[str, torch.Tensor]:
     """Return the adapter's A and (alpha / rank) B, so that a reader that takes alpha for the rank is right."""
+    from peft.utils import get_peft_model_state_dict
+
     scale = model.training["alpha"] / model.training["rank"]
     layers = get_peft_model_state_dict(model.unet)
     return {name: (scale * t if "lora_B" in name else t).contiguous() for name, t in layers.items()}
@@ -99,6 +111,8 @@ def lora_layers(model: LatentModel) -> dict[str, torch.Tensor]:
 
 def source(repository: str) -> str:
     """Link a source of a preset with its revision."""
+    from fsalign_lib.models.hub import REVISIONS
+
     name, file = presets.split(repository)
     revision = REVISIONS.get(name)
     at = f", revision `{revision}`" if revision else ", no revision pinned"
@@ -120,6 +134,9 @@ def base_parts(name: str) -> list[tuple[str, str]]:
 
 
 def usage(setup: Setup) -> str:
+    """Write the lines of Python that load the export."""
+    from fsalign_lib.models.hub import REVISIONS
+
     pipeline = setup.model.text.pipeline
     if setup.model.training["training"] == "full":
         return f'pipe = diffusers.{pipeline}.from_pretrained("<this folder>")'
@@ -135,6 +152,8 @@ def usage(setup: Setup) -> str:
 
 def settings_table(training: dict) -> str:
     """Write the table of the run's settings, each with where its value comes from."""
+    from reproduce.recipes import recipe
+
     known = recipe(training["method"], training["scale"])
     lines = ["| setting | value | source |", "| --- | --- | --- |"]
     for name, value in training.items():

@@ -8,18 +8,22 @@ Pictures are stretched to the network's size as pytorch-fid does. Crop them firs
 the pictures that belong to it: FID "at 30K" compares 30,000 generated pictures with the set that their captions are of.
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-from fsalign_lib.metrics.frechet import save_statistics
 from reproduce.common.cli import command_line, processes
 from reproduce.common.files import writable_folder
-from reproduce.evaluation.folder_reference import FolderReference, picture_paths
-from reproduce.evaluation.metrics import Frechet, check_names, few_pictures, load_metrics
+
+if TYPE_CHECKING:
+    from reproduce.evaluation.folder_reference import FolderReference
+    from reproduce.evaluation.metrics import Frechet
 
 
 @dataclass(kw_only=True)
@@ -36,6 +40,9 @@ class ReferenceConfig:
 
 def prepare(config: ReferenceConfig, fid: Frechet | None = None) -> tuple[ReferenceConfig, FolderReference]:
     """Check the settings and find the pictures; `fid` is taken in place of the scale's own."""
+    from reproduce.evaluation.folder_reference import FolderReference, picture_paths
+    from reproduce.evaluation.metrics import check_names, load_metrics
+
     check_names(["fid"], config.scale, reference=True)
     if config.out.suffix != ".safetensors":
         raise ValueError(f"--out {config.out}: expected a file that ends in .safetensors")
@@ -48,6 +55,9 @@ def prepare(config: ReferenceConfig, fid: Frechet | None = None) -> tuple[Refere
 
 def run(setup: tuple[ReferenceConfig, FolderReference]) -> None:
     """Compute the features that are missing, and write their statistics."""
+    from fsalign_lib.metrics.frechet import save_statistics
+    from reproduce.evaluation.metrics import few_pictures
+
     (config, folder), state = setup, processes()
     folder.chunks.fill(folder.compute, state, "reference")
     state.wait_for_everyone()

@@ -16,9 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
-
-from fsalign_lib.pocket import captions, concept
+from fsalign_lib.pocket import captions
 from reproduce.common.files import write_bytes
 from reproduce.data.readers import parquet_files, parquet_rows, records, texts
 
@@ -276,8 +274,13 @@ def read_prompts(
     """
     if count is not None and count < 1:
         raise ValueError(f"count = {count}: expected 1 or more prompts")
-    if name in POCKET:
-        found: Iterator[str] = iter(concept.contexts() if name == "concept" else captions.prompts(name))
+    found: Iterator[str]
+    if name == "concept":
+        from fsalign_lib.pocket import concept
+
+        found = iter(concept.contexts())
+    elif name in POCKET:
+        found = iter(captions.prompts(name))
     elif name in SETS:
         found = published(name, folder)
     elif not Path(name).suffix and not Path(name).exists():
@@ -396,6 +399,8 @@ def _beside(path: Path) -> str | None:
 
 def check_picture(path: Path) -> tuple[int, int]:
     """Read width and height of a picture from its header alone."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path) as picture:
             return picture.size

@@ -7,8 +7,6 @@ tie, which no loss here can use, so it is refused.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -25,58 +23,10 @@ from reproduce.common.cli import check_finite, generator, positive
 from reproduce.common.files import plain, writable_folder
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data.pair_folder import PairFolder, refuse_finished
+from reproduce.data.pair_settings import FullPairConfig, PairConfig
 from reproduce.data.prompt_sets import read_prompts
 
 Utility = Callable[[Tensor, Sequence[str]], Tensor]  # pictures in [0, 1], prompts -> (B,)
-
-
-@dataclass(kw_only=True)
-class PairConfig:
-    """Sample pairs from a teacher at mixed guidance, let the simulated judge choose, remove ties."""
-
-    out: Path = Path("reproduce/runs/pairs")
-    model: str = "pocket-teacher"
-    prompts: str = "train"
-    taste: str = "pickscore"
-    """Which kind of annotator judges (see fsalign_lib.pocket.judge)."""
-    count: int = 640
-    """Pairs sampled; the ties among them are dropped."""
-    batch: int = 32
-    steps: int = 10
-    """DDIM steps."""
-    guidance: tuple[float, float] = (1.0, 4.0)
-    """Each side of each batch draws its guidance weight uniformly from here."""
-    tie: float = 0.1
-    """Utilities closer than this are a tie; this makes about as many ties as the 12% of Pick-a-Pic."""
-    seed: int = 0
-    threads: int | None = None
-
-
-@dataclass(kw_only=True)
-class FullPairConfig:
-    """Sample pairs from a full-size teacher at mixed guidance, let a reward choose, remove ties."""
-
-    out: Path = Path("reproduce/runs/pairs-full")
-    model: str = "sdxl"
-    reward: str = "pickscore"
-    """Reward that ranks the pairs (see fsalign_lib.rewards)."""
-    prompts: str = "pickapic-train"
-    """A prompt set (see reproduce/DATA.md), or a file."""
-    data: Path | None = None
-    """Folder of the data sets; None: FSALIGN_DATA."""
-    count: int = 58_960
-    """Pairs sampled; as many as Pick-a-Pic has prompts [PSO Sec. 3.1]."""
-    batch: int = 4
-    steps: int = 25
-    """DDIM steps."""
-    guidance: tuple[float, float] = (1.0, 9.0)
-    """Each side of each batch draws its guidance weight uniformly from here: own choice, around SDXL's default 5."""
-    tie: float = 0.001
-    """Rewards no further apart than this are a tie: own choice, for PickScore's cosine. Other rewards, other scales."""
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """dtype of the teacher."""
-    threads: int | None = None
 
 
 @dataclass

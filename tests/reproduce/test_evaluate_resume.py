@@ -8,6 +8,7 @@ import pytest
 
 from fsalign_lib.models import load as models
 from reproduce import evaluate
+from reproduce.evaluation import report
 from reproduce.evaluation import scores as measure
 from tests import evaluation_worker as worker
 from tests import tiny
@@ -61,7 +62,7 @@ def test_killed_at_any_point_it_goes_on(folder, prompts, model, whole, tmp_path,
     monkeypatch.setattr(os, "replace", fragile)
     score = measure.score
     monkeypatch.setattr(
-        evaluate, "score", lambda images, names, *rest: computed.append(names) or score(images, names, *rest)
+        measure, "score", lambda images, names, *rest: computed.append(names) or score(images, names, *rest)
     )
     out, kills = tmp_path / "evaluation.json", 0
     while not out.exists():
@@ -82,19 +83,19 @@ def test_killed_at_any_point_it_goes_on(folder, prompts, model, whole, tmp_path,
 def test_whole_chunks_are_not_computed_again(folder, prompts, model, whole, tmp_path, monkeypatch):
     out, sampled = tmp_path / "evaluation.json", []
     setup = evaluate.prepare(worker.config(folder, prompts, out), model, worker.metrics())
-    monkeypatch.setattr(evaluate.report, "write", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(report, "write", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         evaluate.run(setup)  # everything but the page
     monkeypatch.undo()
     sample = measure.sample
-    monkeypatch.setattr(evaluate, "sample", lambda *args: sampled.append(args) or sample(*args))
+    monkeypatch.setattr(measure, "sample", lambda *args: sampled.append(args) or sample(*args))
     evaluate.run(setup)
     assert sampled == [] and worker.results(out) == worker.results(whole)
 
 
 def test_going_on_with_other_settings_is_refused(folder, prompts, model, tmp_path, monkeypatch):
     out = tmp_path / "evaluation.json"
-    monkeypatch.setattr(evaluate.report, "write", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(report, "write", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         evaluate.run(evaluate.prepare(worker.config(folder, prompts, out), model, worker.metrics()))
     for other in ({"seeds": 3}, {"batch": 2}, {"images": "drop"}):
