@@ -13,6 +13,7 @@ from fsalign_lib.pocket.fit import fit
 
 STEPS = 2600
 BATCH = 16
+AT_ONCE = 250  # pictures in a call that trains nothing
 
 
 def differences(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,9 +41,9 @@ def train(pictures: Tensor, folder: Path, seed: int):
 
 
 @torch.no_grad()
-def encode(vae, pictures: Tensor, chunk: int = 250) -> Tensor:
+def encode(vae, pictures: Tensor) -> Tensor:
     """Encode to posterior means (N, 4, 16, 16), not scaled, of uint8 pictures (N, 3, 64, 64)."""
-    rows = [vae.encode(p.float() / 127.5 - 1).latent_dist.mean for p in pictures.split(chunk)]
+    rows = [vae.encode(p.float() / 127.5 - 1).latent_dist.mean for p in pictures.split(AT_ONCE)]
     return torch.cat(rows)
 
 
@@ -57,7 +58,7 @@ def cached_latents(vae, pictures: Tensor, folder: Path) -> Tensor:
 
 
 @torch.no_grad()
-def decode(vae, latents: Tensor, chunk: int = 250) -> Tensor:
+def decode(vae, latents: Tensor) -> Tensor:
     """Decode scaled latents to pictures in [0, 1], (N, 3, 64, 64)."""
-    rows = [vae.decode(z / vae.config.scaling_factor).sample for z in latents.split(chunk)]
+    rows = [vae.decode(z / vae.config.scaling_factor).sample for z in latents.split(AT_ONCE)]
     return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)

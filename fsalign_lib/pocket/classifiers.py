@@ -16,6 +16,7 @@ from fsalign_lib.pocket.fit import fit
 
 STEPS = 2_000
 BATCH = 64
+AT_ONCE = 250  # pictures in a call that trains nothing
 
 
 def soften(x: Tensor, factor: Tensor) -> Tensor:
@@ -69,6 +70,6 @@ def _train(name: str, labels: int, pictures: Tensor, rows: Tensor, criterion, fo
 
 
 @torch.no_grad()
-def classify(classifier, images: Tensor, chunk: int = 250) -> Tensor:
+def classify(classifier, images: Tensor) -> Tensor:
     """Return the index of the animal seen in each picture (B, 3, 64, 64) in [0, 1]."""
-    return torch.cat([classifier(judge.normalize(x)).logits.argmax(1) for x in images.split(chunk)])
+    return torch.cat([classifier(judge.normalize(x)).logits.argmax(1) for x in images.split(AT_ONCE)])

@@ -49,12 +49,12 @@ def tokenizer() -> transformers.CLIPTokenizer:
     )
 
 
-def text_config(vocabulary: int, layers: int = 2, projection: int = 64) -> transformers.CLIPTextConfig:
+def text_config(vocabulary: int, layers: int = 2) -> transformers.CLIPTextConfig:
     return transformers.CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
-        projection_dim=projection,
+        projection_dim=64,
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=TEXT_LENGTH,

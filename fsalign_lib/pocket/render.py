@@ -47,6 +47,7 @@ LAYOUT = {
     4: (((0.27, 0.29), (0.73, 0.29), (0.27, 0.73), (0.73, 0.73)), 0.42),
 }
 MAX_ANIMALS = 4
+AT_ONCE = 1000  # scenes that are drawn together
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,11 +143,11 @@ def render(facts: list[Fact], generator: torch.Generator, style: str = "color", 
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def scenes(count: int, seed: int, held_out: bool = False, chunk: int = 1000, **grammar) -> tuple[list[Fact], Tensor]:
+def scenes(count: int, seed: int, held_out: bool = False, **grammar) -> tuple[list[Fact], Tensor]:
     """Draw `count` random facts and their pictures, uint8 (count, 3, 64, 64); `random_fact` takes the options."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     facts = [random_fact(rng, held_out, **grammar) for _ in range(count)]
-    pictures = [render(facts[i : i + chunk], generator) for i in range(0, count, chunk)]
+    pictures = [render(facts[i : i + AT_ONCE], generator) for i in range(0, count, AT_ONCE)]
     return facts, torch.cat(pictures)
 
 

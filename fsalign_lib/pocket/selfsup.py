@@ -60,10 +60,10 @@ def hue_rotation(angle: Tensor) -> Tensor:
     return c * torch.eye(3) + (1 - c) * axis + s * turn
 
 
-def contrast(z: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def contrast(z: Tensor) -> Tensor:
     """Return the loss of 2B unit features, the two views of a picture at i and B + i. A scalar, minimised."""
     B = len(z) // 2
-    logits = (z @ z.T / temperature).masked_fill(torch.eye(2 * B, dtype=torch.bool), float("-inf"))
+    logits = (z @ z.T / TEMPERATURE).masked_fill(torch.eye(2 * B, dtype=torch.bool), float("-inf"))
     return F.cross_entropy(logits, torch.arange(2 * B).roll(B))
 
 
