@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fsalign_lib.metrics.frechet import Gaussian
 from reproduce import evaluate
-from reproduce.evaluation.metrics import Frechet, Reward
+from reproduce.evaluation.metrics import Frechet, RewardMetric
 from tests import tiny
 
 DIMENSIONS = 12
@@ -23,7 +23,7 @@ def small_features(images):
 def metrics():
     reference = lambda prompts: Gaussian(torch.zeros(12).double().numpy(), torch.eye(12).double().numpy())  # noqa: E731
     return {
-        "brightness": Reward(tiny.brightness, 1.0),
+        "brightness": RewardMetric(tiny.brightness, 1.0),
         "fid": Frechet("quarters", small_features, DIMENSIONS, 8, reference),
     }
 

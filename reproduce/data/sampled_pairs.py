@@ -101,16 +101,16 @@ def pocket_utility(taste: str) -> Utility:
 @torch.no_grad()
 def build(builder: Builder) -> None:
     """Write the pictures, about.json, and last pairs.jsonl."""
-    c, folder, clock, processes = builder.config, builder.folder, Clock(), PartialState()
-    if processes.is_main_process:
+    c, folder, clock, state = builder.config, builder.folder, Clock(), PartialState()
+    if state.is_main_process:
         folder.begin()
-    processes.wait_for_everyone()
+    state.wait_for_everyone()
     firsts = range(0, c.count, c.batch)
-    for first in tqdm(firsts[processes.process_index :: processes.num_processes], desc="pairs"):
+    for first in tqdm(firsts[state.process_index :: state.num_processes], desc="pairs"):
         if not folder.done(first):
             folder.write(first, *sample_part(builder, first))
-    processes.wait_for_everyone()
-    if processes.is_main_process:
+    state.wait_for_everyone()
+    if state.is_main_process:
 
         def about(counts: dict[str, int]) -> dict:
             pairs = counts["pairs"]
@@ -118,7 +118,7 @@ def build(builder: Builder) -> None:
             return kept | {"winner_has_the_higher_utility": counts["right"] / max(pairs, 1), **provenance(clock)}
 
         folder.finish(firsts, about)
-    processes.wait_for_everyone()
+    state.wait_for_everyone()
 
 
 def sample_part(builder: Builder, first: int) -> tuple[list[dict], dict[str, int]]:

@@ -16,7 +16,7 @@ from fsalign_lib.metrics.precision_recall import in_manifold
 from fsalign_lib.pocket.captions import ANIMALS, parse
 from fsalign_lib.pocket.classifiers import classify
 
-References = Callable[[tuple[str, ...], int], Tensor]  # prompts, so many of each -> features (P * count, D), by prompt
+Renders = Callable[[tuple[str, ...], int], Tensor]  # prompts, so many of each -> features (P * count, D), by prompt
 
 FRAME = 3  # pixels; the animals of the pocket world stand inside it
 # The middle of each colour channel of the pocket world's plain backgrounds, U[0.66, 1]; its 8 octants are as frequent.
@@ -69,12 +69,12 @@ class PrecisionRecall:
     """Measure precision or recall of all pictures together, against as many renders of each prompt.
 
     Args:
-        kind: "precision" is whether a picture lies among the references, "recall" whether a reference lies among the
-            pictures: then the score of a place is that of the reference that stands there.
+        kind: "precision" is whether a picture lies among the renders, "recall" whether a render lies among the
+            pictures: then the score of a place is that of the render that stands there.
     """
 
-    def __init__(self, kind: str, network: Callable[[Tensor], Tensor], references: References):
-        self.kind, self.network, self.references = kind, network, references
+    def __init__(self, kind: str, network: Callable[[Tensor], Tensor], renders: Renders):
+        self.kind, self.network, self.renders = kind, network, renders
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -83,6 +83,6 @@ class PrecisionRecall:
 
     def scores(self, features: Tensor, prompts: Sequence[str], count: int) -> Tensor:
         """Return 0 or 1 for each of a prompt's `count` places.  # (P * count, D) -> (P, count)"""
-        real = self.references(tuple(prompts), count)
+        real = self.renders(tuple(prompts), count)
         sides = (features, real) if self.kind == "precision" else (real, features)
         return torch.from_numpy(in_manifold(*sides).astype(np.float32)).unflatten(0, (-1, count))

@@ -63,7 +63,7 @@ DEFAULTS = {"pocket": DEFAULT_METRICS, "full": tuple(name for name in DEFAULT_ME
 RENDERS = 2048  # of the reference at pocket scale, about
 
 
-class Reward:
+class RewardMetric:
     """Use a reward as a metric; `forget` drops the prompts that it has encoded."""
 
     def __init__(self, reward: nn.Module, factor: float):
@@ -152,7 +152,7 @@ def load_metrics(
     """
     check_names(names, scale, reference is not None)
     loaded: dict[str, Metric | Frechet] = {
-        name: Reward(load_reward(name, scale=scale).to(device), REWARDS[name.removesuffix("-2.1")])
+        name: RewardMetric(load_reward(name, scale=scale).to(device), REWARDS[name.removesuffix("-2.1")])
         for name in names
         if name in REWARDS or name == "hps-2.1"
     }
