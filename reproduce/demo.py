@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fsalign_lib.models.latent_model import LatentModel
     from reproduce import train_online
     from reproduce.evaluation.metrics import Metric
+    from reproduce.training.config import RewardFunction
 
 CREDIT = "Pictures: weights trained on OpenMoji (openmoji.org), CC BY-SA 4.0"
 SMOOTH = 10  # rounds that the progress bar averages the reward over
@@ -107,7 +108,7 @@ class Demo:
 def prepare(
     config: DemoConfig,
     model: LatentModel | None = None,
-    reward: train_online.Reward | None = None,
+    reward: RewardFunction | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Demo:
     """Check the settings, load what the demo needs. What is given is taken in place of the shipped weights."""

@@ -36,11 +36,11 @@ from reproduce.planner.footprint import Footprint, Networks
 from reproduce.planner.gpus import GPU, MEMORIES, USABLE, UTILISATION, named
 from reproduce.planner.text import text
 from reproduce.recipes import make_config
+from reproduce.train_distill import DistillConfig
 from reproduce.train_offline import OfflineConfig
-from reproduce.training.distill_config import DistillConfig
+from reproduce.train_online import OnlineConfig
+from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS, sums_steps
-from reproduce.training.run import TrainConfig
-from reproduce.training.sampling import OnlineConfig
 
 GB = 2**30
 

@@ -1,48 +1,140 @@
-"""Online alignment of a few-step model: sample pairs, score them, give credit, update; again.
+"""Align a few-step model online: sample pairs, score them, give credit, update; again.
 
 python reproduce/train_online.py --method pso-online --reward pickscore --out runs/pso
 python reproduce/train_online.py --method sdpo --reward aesthetic --out runs/sdpo
 
-One round: P prompts, two trajectories each, from one start or from two; rewards of the last pictures, or of three
-predictions on the way (SDPO); then passes over the pairs in minibatches. What an update sees, all steps of a pair or
-one of each, is the method's (see `fsalign_lib.losses`); its transitions go through the network in one forward.
+A round, in `train`:
+
+1. Sample two trajectories for each of P prompts, from one start or from two.
+2. Score the last pictures with a reward, or a few predictions on the way (SDPO).
+3. Give credit: rank each pair, and make returns and advantages of rewards where the method needs them.
+4. Update on the pairs in minibatches: all steps of a pair at once, or one step of each pair (see `fsalign_lib.losses`).
+   The transitions of a micro-batch go through the network in one forward.
+5. Record the round.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import get_args
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fsalign_lib.advantages import Advantages
-from fsalign_lib.dense_reward import Strategy, discounted_returns
+from fsalign_lib.advantages import Advantages, Per
+from fsalign_lib.dense_reward import Strategy, dense_rewards, discounted_returns
 from fsalign_lib.kernels import Kernel
+from fsalign_lib.losses.common import Diagnostics
 from fsalign_lib.losses.reward_difference import Updates, importance_weights, step_updates
+from fsalign_lib.models.conditioning import Cond
 from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.rewards import load_reward
+from fsalign_lib.rollout import rollout, seeded_noise, transition_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.data.prompt_sets import read_prompts
+from reproduce.training.config import RewardFunction, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Rollouts, find, sums_steps
-from reproduce.training.run import Run, check, divides, load_model, parse_training, training_kernel
-from reproduce.training.sampling import (
-    STEPS_AT_ONCE,
-    OnlineConfig,
-    Pairs,
-    Reward,
-    Setup,
-    log_probs,
-    reference_log_probs,
-    sample_pairs,
-)
+from reproduce.training.run import Run, check_divides, check_training, epoch_rows, load_model, training_kernel
+
+STEPS_AT_ONCE = 8  # of each trajectory, in a forward without gradient
 
 
-def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Reward | None = None) -> Setup:
-    """Check the settings, load what they name. A model or a reward that is given is taken in place of the named one."""
+@dataclass(kw_only=True)
+class OnlineConfig(TrainConfig):
+    """Align a few-step model with a reward, on samples of its own."""
+
+    loop: ClassVar = "online"
+
+    reward: str
+    """What scores the pictures (see fsalign_lib.rewards)."""
+    prompts: str
+    """A prompt set of the pocket world, or a text file with a prompt a line."""
+    rounds: int
+    pairs: int
+    """Prompts a round, with two samples each."""
+    minibatch: int
+    """Pairs an update."""
+    epochs: int
+    """Passes over the pairs of a round."""
+    clamp: float | None = None
+    """PSO, D3PO: clip each step's probability ratio to [1 - c, 1 + c]; None: no clip."""
+    shared_start: bool = False
+    """The two samples of a pair start from the same noise."""
+    updates: Updates = "accumulated"
+    """All steps of a pair in one update, or one step an update, shuffled or in their order."""
+    queries: Strategy | Literal["final"] = "final"
+    """Score the last picture, or predictions on the way by a strategy of fsalign_lib.dense_reward."""
+    gamma: float = 1.0
+    """SDPO: discount of the returns; 0: rewards in place of returns."""
+    normalize: Per | None = None
+    """Statistics that make advantages of rewards (see fsalign_lib.advantages); None: rewards only rank."""
+    buffer: int = 32
+    """Trajectories of a prompt that the statistics remember."""
+    min_count: int = 16
+    """Trajectories of a prompt before its own statistics are used."""
+    advantage_clip: float | None = 5.0
+    eta: float = 1.0
+    """REBEL, SDPO: scale of the log-ratios against the rewards, 1 / eta."""
+    decay: float = 1.0
+    """SDPO: the weight of step n is decay^n / eta."""
+    decay_order: Literal["decaying", "reverse"] = "decaying"
+    clip: float | None = None
+    """DDPO: range of the ratio around 1; SDPO: of the log-ratio around 0."""
+    last_step: bool = True
+    """Train the last step too, which under DDIM is almost deterministic."""
+    mixed_steps: tuple[int, ...] = ()
+    """Each round draws its number of steps from these; none: it is always `steps`."""
+    rollout_batch: int | None = None
+    """Pairs sampled at a time; None: all of the round."""
+
+    def trained_steps(self, kernel: Kernel) -> Tensor:
+        """Return the steps that enter losses: the stochastic ones, without the trajectory's last if it is left out."""
+        last = kernel.num_steps - 1
+        return torch.tensor([n for n in kernel.stochastic_steps if self.last_step or n < last], dtype=torch.long)
+
+
+@dataclass
+class Setup:
+    """Hold everything that a run needs, checked."""
+
+    config: OnlineConfig
+    model: LatentModel
+    reward: RewardFunction
+    prompts: list[str]
+    cond: Cond  # len(prompts)
+    kernel: Kernel
+    run: Run
+    advantages: Advantages | None
+
+
+@dataclass
+class Pairs:
+    """Hold the pairs of a round, the one with the higher reward at index 0."""
+
+    number: int  # of the round
+    kernel: Kernel  # that sampled them
+    prompts: list[str]  # P
+    cond: Cond  # P
+    states: Tensor  # (P, 2, N+1, ...)
+    logp_old: Tensor  # (P, 2, N)
+    reward: Tensor  # (P, 2), of the last picture; for methods that query predictions (SDPO), of the last prediction
+    advantage: Tensor | None  # (P, 2, N)
+    queries: int  # pictures scored
+
+
+def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: RewardFunction | None = None) -> Setup:
+    """Check the settings, and load what they name.
+
+    Args:
+        model, reward: taken in place of the named ones.
+
+    Raises:
+        ValueError: a setting is wrong, or does not go with the others; before anything is sampled.
+    """
     find(config.method, "online")
     positive(config, "rounds", "pairs", "minibatch", "epochs", "eta")
-    check(config)
-    divides(config, "pairs", "minibatch")
+    check_training(config)
+    check_divides(config, "pairs", "minibatch")
     prompts = read_prompts(config.prompts)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -55,10 +147,7 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
         steps = 1 if config.queries == "final" else kernel.num_steps
         limits = (config.buffer, config.min_count, config.advantage_clip)
         advantages = Advantages(len(prompts), steps, config.normalize, *limits)
-    if reward is None:
-        from fsalign_lib.rewards import load_reward
-
-        reward = load_reward(config.reward, scale=config.scale)
+    reward = reward or load_reward(config.reward, scale=config.scale)
     run = Run(config, model)
     if advantages is not None:
         run.keep(advantages)
@@ -68,7 +157,7 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
 
 
 def check_settings(config: OnlineConfig, kernel: Kernel) -> None:
-    """Raise a ValueError for what a loss or a part would refuse, before anything is sampled."""
+    """Raise a ValueError for what the loss, or a stage before it, would refuse."""
     if not len(config.trained_steps(kernel)):
         why = "" if config.last_step else " and last_step = False"
         raise ValueError(f"a trajectory of {kernel.num_steps} steps{why} leaves no step to train: use more steps")
@@ -97,54 +186,121 @@ def check_settings(config: OnlineConfig, kernel: Kernel) -> None:
         )
 
 
-def minibatches(setup: Setup, pairs: Pairs, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The updates of a round: which pairs (M,) at which steps (M, s).
+def round_kernel(setup: Setup, number: int) -> Kernel:
+    """Return the sampler of a round. Its number of steps depends on seed and round alone, so that a run resumes."""
+    c = setup.config
+    if not c.mixed_steps:
+        return setup.kernel
+    drawn = torch.randint(len(c.mixed_steps), (), generator=generator("length", c.seed, number))
+    return setup.model.sampler(c.mixed_steps[drawn], c.kernel)
 
-    Where a loss is a mean over steps, a pair's steps are rows of their own, s = 1, which micro-batches can part.
+
+@torch.no_grad()
+def sample_pairs(setup: Setup, number: int) -> Pairs:
+    """Sample, score, rank and credit the pairs of a round; each process computes its share, and then all have all."""
+    c, run, kernel = setup.config, setup.run, round_kernel(setup, number)
+    rows = epoch_rows("prompts", c.seed, number, len(setup.prompts), c.pairs)
+    place = run.share(torch.arange(c.pairs))
+
+    # Sample and score, `rollout_batch` pairs at a time, so that few decoded pictures are held at once.
+    sampled = [sample_some(setup, kernel, number, rows, some) for some in place.split(c.rollout_batch or len(place))]
+    states, logp, rewards = (run.gather(torch.cat(values)) for values in list(zip(*sampled, strict=True))[:3])
+    queries = run.gather(torch.tensor([sum(some[3] for some in sampled)], device=states.device)).sum()
+
+    # Rank: the winner of each pair comes first. The sort is stable, so that a tie keeps its order.
+    order = rewards[..., -1].argsort(dim=1, descending=True, stable=True)  # (P, 2)
+    rank = torch.arange(c.pairs, device=rewards.device)[:, None]
+    reward, states, logp = rewards[..., -1][rank, order], states[rank, order], logp[rank, order]
+
+    # Credit: what a step is worth, its discounted return, against what its prompt usually gets.
+    advantage = None
+    if setup.advantages is not None:
+        returns = discounted_returns(rewards.flatten(0, 1), c.gamma)  # (2P, T)
+        advantage = setup.advantages(returns, rows.repeat_interleave(2)).unflatten(0, (-1, 2))[rank, order]
+        advantage = advantage.expand(-1, -1, kernel.num_steps)
+    prompts = [setup.prompts[i] for i in rows]
+    return Pairs(number, kernel, prompts, setup.cond[rows], states, logp, reward, advantage, int(queries))
+
+
+def sample_some(
+    setup: Setup, kernel: Kernel, number: int, rows: Tensor, some: Tensor
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Sample and score b pairs of a round: two trajectories of a prompt each, which differ in their noise.
+
+    Args:
+        rows: the round's prompts  # (P,)
+        some: places in the round  # (b,)
+
+    Returns:
+        states (b, 2, N+1, ...), log-probs (b, 2, N), rewards (b, 2, T or 1), and how many pictures were scored.
     """
-    c, P = setup.config, len(pairs.prompts)
-    steps = c.trained_steps(pairs.kernel)
-    keys = [torch.rand(len(steps), generator=generator("steps", c.seed, pairs.number, epoch, i)) for i in range(P)]
-    order = torch.randperm(P, generator=generator("order", c.seed, pairs.number, epoch))
-    for each in step_updates(steps, torch.stack(keys), c.updates):  # (P, s)
-        for which in order.split(c.minibatch):
-            if sums_steps(c):
-                yield which, each[which]
-            else:
-                yield which.repeat_interleave(each.shape[1]), each[which].reshape(-1, 1)
+    c, model = setup.config, setup.model
+    # A prompt that comes twice in a round must not get the same noise twice, so the place in the round counts.
+    ids = some * len(setup.prompts) + rows[some]
+    noise = seeded_noise(c.seed, number, ids, model.latent_shape, 2 * (kernel.num_steps + 1)).unflatten(1, (2, -1))
+    if c.shared_start:
+        noise[:, 1, 0] = noise[:, 0, 0]
+    noise = noise.flatten(0, 1).to(model.device)  # (2b, N+1, ...)
+    share_first = 2 if c.shared_start else 1  # rows with one first prediction, which is computed and scored once
+    trajectory = rollout(model, kernel, setup.cond[rows[some]].repeat_interleave(2, 0), noise, c.reduction, share_first)
+    names = [setup.prompts[i] for i in rows[some] for _ in range(2)]
+
+    def score(latents: Tensor, which: Tensor) -> Tensor:
+        prompts = [names[i] for i in which]
+        values = setup.reward(model.decode(latents), prompts).float()
+        check_finite(f"reward {c.reward}", values, prompts, c.seed, number)
+        return values
+
+    if c.queries == "final":
+        rewards, queries = score(trajectory.final, torch.arange(len(names)))[:, None], len(names)
+    else:  # a few predictions are scored, and the other steps' rewards follow from how alike the predictions are
+        uniform = None
+        if c.queries == "random":
+            draws = [torch.rand(2, generator=generator("anchor", c.seed, number, i)) for i in ids.tolist()]
+            uniform = torch.cat(draws).to(model.device)
+        dense = dense_rewards(trajectory.x0_hat, score, c.queries, uniform, share_first)
+        rewards, queries = dense.rewards, dense.queries
+    return *(found.unflatten(0, (-1, 2)) for found in (trajectory.states, trajectory.log_prob, rewards)), queries
 
 
-def minibatch_loss(
-    setup: Setup, pairs: Pairs, logp_ref: Tensor | None, which: Tensor, steps: Tensor, part: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The method's loss on a part of the rows of an update."""
-    c, which, steps = setup.config, which[part], steps[part]
-    logp = log_probs(setup, pairs, which, steps)
-    check_finite("the log-prob", logp, [pairs.prompts[i] for i in which], c.seed, pairs.number)
-    at = which[:, None, None], torch.arange(2)[:, None], steps[:, None]
-    weight = importance_weights(pairs.kernel.num_steps, c.decay, c.eta, c.decay_order)[steps].to(logp.device)
-    data = Rollouts(
-        logp=logp,
-        logp_ref=None if logp_ref is None else logp_ref[at],
-        logp_old=pairs.logp_old[at],
-        reward=pairs.reward[which],
-        advantage=None if pairs.advantage is None else pairs.advantage[at],
-        weight=weight,
-    )
-    method = METHODS[c.method]
-    loss, diagnostics = method.loss(*method.inputs(data, c))
-    base = data.logp_old if logp_ref is None else data.logp_ref
-    return loss, diagnostics | {"drift": (logp - base).detach().abs().mean()}
+def log_probs(setup: Setup, pairs: Pairs, which: Tensor, steps: Tensor) -> Tensor:
+    """Return log-probs of recorded transitions under the model as it is now, with their graph.
+
+    Args:
+        which: pairs  # (M,) long
+        steps: each pair's own  # (M, s) long
+
+    Returns:
+        of both trajectories.  # (M, 2, s)
+    """
+    pair, side, n = which[:, None, None], torch.arange(2)[:, None], steps[:, None]
+    x, x_next = (pairs.states[pair, side, n + after].flatten(0, 2) for after in (0, 1))
+    n = n.expand(-1, 2, -1).flatten()
+    cond = pairs.cond[which].repeat_interleave(2 * steps.shape[1], 0)
+    logp = transition_log_probs(setup.model, pairs.kernel, x, x_next, n, cond, setup.config.reduction)
+    return logp.view(len(which), 2, -1)
 
 
-def update(setup: Setup, pairs: Pairs, logp_ref: Tensor | None, which: Tensor, steps: Tensor) -> dict[str, Tensor]:
-    """One step of the optimizer on the rows of an update; see `Run.update`."""
-    loss = partial(minibatch_loss, setup, pairs, logp_ref, which, steps)
-    return setup.run.update(torch.arange(len(which)), loss, [pairs.prompts[i] for i in which], pairs.number)
+def reference_log_probs(setup: Setup, pairs: Pairs) -> Tensor | None:
+    """Return the pairs' log-probs under the reference model (P, 2, N), 0 at steps that are not trained.
+
+    None for a method that does not need the reference.
+    """
+    if "reference" not in METHODS[setup.config.method].needs:
+        return None
+    steps = setup.config.trained_steps(pairs.kernel)
+    place, found = setup.run.share(torch.arange(len(pairs.prompts))), []
+    with torch.no_grad(), setup.model.reference():
+        for rows in place.split(setup.config.rollout_batch or len(place)):
+            some = [log_probs(setup, pairs, rows, n.expand(len(rows), -1)) for n in steps.split(STEPS_AT_ONCE)]
+            found.append(torch.cat(some, 2))
+    logp_ref = torch.zeros_like(pairs.logp_old)
+    logp_ref[..., steps] = setup.run.gather(torch.cat(found))
+    return logp_ref
 
 
 def check_ratio(setup: Setup, pairs: Pairs) -> None:
-    """Before the first update the model is the one that sampled: its log-probs are those of the rollout.
+    """Compare log-probs of the rollout with the update's before the first update, while the model is the same.
 
     Raises:
         FloatingPointError: they differ by more than the method's clip, so that its first update would be noise.
@@ -163,27 +319,90 @@ def check_ratio(setup: Setup, pairs: Pairs) -> None:
         )
 
 
+def minibatches(setup: Setup, pairs: Pairs, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the updates of an epoch: which pairs (M,) at which steps (M, s).
+
+    Where a loss is a mean over steps, each step of a pair is a row of its own, s = 1, so that micro-batches can cut
+    between them.
+    """
+    c, P = setup.config, len(pairs.prompts)
+    steps = c.trained_steps(pairs.kernel)
+    keys = [torch.rand(len(steps), generator=generator("steps", c.seed, pairs.number, epoch, i)) for i in range(P)]
+    order = torch.randperm(P, generator=generator("order", c.seed, pairs.number, epoch))
+    for each in step_updates(steps, torch.stack(keys), c.updates):  # (P, s)
+        for which in order.split(c.minibatch):
+            if sums_steps(c):
+                yield which, each[which]
+            else:
+                yield which.repeat_interleave(each.shape[1]), each[which].reshape(-1, 1)
+
+
+def minibatch_loss(
+    setup: Setup, pairs: Pairs, logp_ref: Tensor | None, which: Tensor, steps: Tensor
+) -> tuple[Tensor, Diagnostics]:
+    """Return the method's loss on some rows of an update, and diagnostics.
+
+    Args:
+        logp_ref: from `reference_log_probs`  # (P, 2, N)
+        which: pair of each row  # (M,) long
+        steps: of each row  # (M, s) long
+
+    Raises:
+        FloatingPointError: a log-prob is not finite.
+    """
+    c, method = setup.config, METHODS[setup.config.method]
+    logp = log_probs(setup, pairs, which, steps)  # (M, 2, s)
+    check_finite("the log-prob", logp, [pairs.prompts[i] for i in which], c.seed, pairs.number)
+    at = which[:, None, None], torch.arange(2)[:, None], steps[:, None]
+    data = Rollouts(
+        logp=logp,
+        logp_ref=None if logp_ref is None else logp_ref[at],
+        logp_old=pairs.logp_old[at],
+        reward=pairs.reward[which],
+        advantage=None if pairs.advantage is None else pairs.advantage[at],
+        weight=importance_weights(pairs.kernel.num_steps, c.decay, c.eta, c.decay_order)[steps].to(logp.device),
+    )
+    loss, diagnostics = method.loss(*method.inputs(data, c))
+    base = data.logp_old if logp_ref is None else data.logp_ref
+    return loss, diagnostics | {"drift": (logp - base).detach().abs().mean()}
+
+
 def train(setup: Setup) -> Iterator[dict[str, float]]:
-    """Yield each round's record: mean reward, share of ties, reward queries, loss and its diagnostics, and the mean
-    |log-ratio| to the reference, or to the model that sampled where there is none (drift)."""
+    """Train, and yield each round's record.
+
+    A record has the mean reward, the share of ties, the reward queries; the means over updates of the loss, of its
+    diagnostics and of the gradient's norm; and `drift`, the mean |log-ratio| to the reference, or to the model that
+    sampled where the method needs no reference.
+    """
     c, run = setup.config, setup.run
     for number in range(run.start, c.rounds):
+        # Sample, score, credit: the model as it is now makes the pairs that this round learns from.
         pairs = sample_pairs(setup, number)
+
+        # The reference does not move, so one pass over the pairs serves all updates.
         logp_ref = reference_log_probs(setup, pairs)
         if number == run.start:
             check_ratio(setup, pairs)
-        records = []
+
+        # Update. From the second minibatch on, the model is no longer the one that sampled: hence ratios and clips.
+        updates = []
         for epoch in range(c.epochs):
             for which, steps in minibatches(setup, pairs, epoch):
-                records.append(update(setup, pairs, logp_ref, which, steps))
+                for rows in run.micro_batches([pairs.prompts[i] for i in which], number):
+                    loss, diagnostics = minibatch_loss(setup, pairs, logp_ref, which[rows], steps[rows])
+                    run.backward(loss, diagnostics, rows)
+                updates.append(run.step())
+
+        # Record, and save when it is time.
         tie = pairs.reward[:, 0] == pairs.reward[:, 1]
-        means = {name: torch.stack([r[name] for r in records]).mean() for name in records[0]}
         queries = torch.tensor(float(pairs.queries), device=tie.device)
-        here = {"reward": pairs.reward.mean(), "ties": tie.float().mean(), "queries": queries}
-        yield run.record(number, c.rounds, here | means)
+        record = {"reward": pairs.reward.mean(), "ties": tie.float().mean(), "queries": queries}
+        record |= {name: torch.stack([update[name] for update in updates]).mean() for name in updates[0]}
+        yield run.record(number, c.rounds, record)
 
 
 def run(setup: Setup) -> None:
+    """Train to the end, with a progress bar, and write the result."""
     bar = tqdm(train(setup), initial=setup.run.start, total=setup.config.rounds, desc=setup.config.method, unit="round")
     for record in bar:
         bar.set_postfix({k: f"{record[k]:.3g}" for k in ("reward", "loss", "accuracy") if k in record})
@@ -191,6 +410,7 @@ def run(setup: Setup) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
     command_line(parse_training(OnlineConfig, "pso-online", __doc__), prepare, run, argv)
 
 

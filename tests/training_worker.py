@@ -9,7 +9,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from reproduce import train_distill, train_offline, train_online
-from reproduce.training import run as runs
+from reproduce.training.config import parse_training
+from reproduce.training.run import Run, make_optimizer
 
 
 def each_loop(online: list[list[str]], distill: list[list[str]], offline: list[str]) -> None:
@@ -19,11 +20,11 @@ def each_loop(online: list[list[str]], distill: list[list[str]], offline: list[s
         (train_online.OnlineConfig, train_online, online, "pso-online"),
     ):
         for argv in commands:
-            list(loop.train(loop.prepare(runs.parse_training(kind, method, None)(argv))))
+            list(loop.train(loop.prepare(parse_training(kind, method, None)(argv))))
     train_offline.main(offline)
 
 
-class ShardedRun(runs.Run):
+class ShardedRun(Run):
     """On tensors that torch's FSDP 2 shards: accelerate does that on GPUs alone, so the network is wrapped here."""
 
     def _prepare(self, model, optimizer):
@@ -32,13 +33,13 @@ class ShardedRun(runs.Run):
         fully_shard(model.unet, mesh=mesh)
         parameters = list(model.trained_parameters().values())
         assert all(isinstance(p, DTensor) for p in parameters)
-        return model.unet, self.accelerator.prepare(runs.make_optimizer(self.config, parameters))
+        return model.unet, self.accelerator.prepare(make_optimizer(self.config, parameters))
 
 
 def sharded(argv: list[str]) -> None:
     """Offline training, stopped after a checkpoint and gone on with."""
     train_offline.Run = ShardedRun
-    config = runs.parse_training(train_offline.OfflineConfig, "pso-offline", None)(argv)
+    config = parse_training(train_offline.OfflineConfig, "pso-offline", None)(argv)
     list(itertools.islice(train_offline.train(train_offline.prepare(config)), 3))
     torch.distributed.barrier()
     setup = train_offline.prepare(dataclasses.replace(config, resume=True))

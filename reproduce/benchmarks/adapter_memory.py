@@ -26,7 +26,7 @@ from reproduce.common.files import plain, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.evaluation.cost import live_bytes, peak_bytes
 from reproduce.planner.distill_footprint import DistillFootprint
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 
 MODES = ("full", "lora")
 
@@ -52,7 +52,7 @@ def prepare(config: MemoryConfig) -> MemoryConfig:
 
 def measure(config: MemoryConfig, mode: str, batch: int, folder: Path) -> dict[str, Any]:
     """Measure one mode at one batch."""
-    about = runs.make_config(
+    about = make_config(
         train_distill.DistillConfig,
         "distar",
         model=config.model,

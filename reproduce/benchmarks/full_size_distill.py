@@ -37,7 +37,7 @@ from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.planner.distill_footprint import DistillFootprint
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 
 BASES = {"one": ("sdxl", "sdxl"), "two": ("sdxl-dmd2-1step", "sdxl")}  # frozen networks -> student, teacher
 
@@ -91,7 +91,7 @@ def build(config: DistillGPUConfig, bases: str, micro: int, checkpointing: bool,
     names = BASES[bases]
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
-    about = runs.make_config(
+    about = make_config(
         train_distill.DistillConfig,
         "distar",
         "full",

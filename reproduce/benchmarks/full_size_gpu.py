@@ -40,7 +40,7 @@ from reproduce.common.files import plain, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.planner.footprint import Footprint, Networks
 from reproduce.planner.gpus import GPU, GPUS, named
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 
 PROMPTS = ["a cat", "a dog on the moon", "two wolves", "a red rabbit"]
 
@@ -139,7 +139,7 @@ def build(config: GPUConfig, name: str, folder: Path) -> Bench:
     if name == "tiny":
         twins.save_twin("sdxl-turbo", folder)
         preset = str(folder / "stabilityai" / "sdxl-turbo")
-    run = runs.make_config(
+    run = make_config(
         train_online.OnlineConfig,
         "pso-online",
         "full",
@@ -199,14 +199,17 @@ def cases(config: GPUConfig, bench: Bench, checkpointing: bool) -> list[tuple[st
         flops = {dtype: rows * value for dtype, value in update.flops_per_row.items()}
         found.append(("step", rows, partial(step, bench, rows), flops, fixed + update.peak(rows)))
     pairs = train_online.sample_pairs(setup, 0)
-    reference = train_online.reference_log_probs(setup, pairs)
+    logp_ref = train_online.reference_log_probs(setup, pairs)
     which, steps = next(train_online.minibatches(setup, pairs, 0))
     flops = footprint.flops(checkpointing)
     for micro in config.micro_batches:
 
         def one_update(micro: int = micro) -> None:
             setup.config.micro_batch = micro
-            train_online.update(setup, pairs, reference, which, steps)
+            for rows in setup.run.micro_batches([pairs.prompts[i] for i in which], pairs.number):
+                loss, diagnostics = train_online.minibatch_loss(setup, pairs, logp_ref, which[rows], steps[rows])
+                setup.run.backward(loss, diagnostics, rows)
+            setup.run.step()
 
         peaks = footprint.peaks(micro, 1, checkpointing, footprint.batch)
         peak = max(peaks["update"], peaks["optimizer step"])

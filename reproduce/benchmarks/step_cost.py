@@ -50,7 +50,7 @@ from reproduce import (
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 from reproduce.training.methods import METHODS
 
 TARGETS = {"update": 1.15, "rollout": 1.10}
@@ -103,14 +103,14 @@ def sampled(config: CostConfig, method: str, given: dict) -> train_online.Setup:
     """Prepare an online method, whose reward has no ties and costs nothing."""
     given |= {"model": config.model, "pairs": config.pairs, "minibatch": config.pairs}
     given |= {"steps": config.steps} if config.steps else {}
-    run = runs.make_config(train_online.OnlineConfig, method, **given)
+    run = make_config(train_online.OnlineConfig, method, **given)
     return train_online.prepare(run, reward=lambda images, prompts: torch.arange(len(images)) % 2)
 
 
 def distilled(config: CostConfig, method: str, given: dict) -> train_distill.Setup:
     """Prepare a method of distillation at the recipe's settings, from the teacher itself."""
     given |= {"model": config.teacher, "teacher": config.teacher, "batch": config.pairs}
-    run = runs.make_config(train_distill.DistillConfig, method, start=None, time=399, **given)
+    run = make_config(train_distill.DistillConfig, method, start=None, time=399, **given)
     return train_distill.prepare(run, reward=brightness)
 
 
@@ -152,9 +152,12 @@ def bare_distill_update(setup: train_distill.Setup) -> None:
 
 def updates(setup: train_online.Setup, pairs: train_online.Pairs) -> None:
     """Do all updates of a round as the loop does them."""
-    reference = train_online.reference_log_probs(setup, pairs)
+    logp_ref = train_online.reference_log_probs(setup, pairs)
     for which, steps in train_online.minibatches(setup, pairs, epoch=0):
-        train_online.update(setup, pairs, reference, which, steps)
+        for rows in setup.run.micro_batches([pairs.prompts[i] for i in which], pairs.number):
+            loss, diagnostics = train_online.minibatch_loss(setup, pairs, logp_ref, which[rows], steps[rows])
+            setup.run.backward(loss, diagnostics, rows)
+        setup.run.step()
 
 
 def calls(setup: train_online.Setup, pairs: train_online.Pairs) -> list[tuple[Tensor, Tensor, Tensor]]:

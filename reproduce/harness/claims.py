@@ -15,7 +15,7 @@ from reproduce.harness.declare import Table
 from reproduce.harness.settings import row_seeds, run_path, shared_folder
 from reproduce.papers import dipp, distar, pso, sdpo
 from reproduce.papers.claim import Claim, TableClaims
-from reproduce.training import distillation
+from reproduce.train_distill import network_calls
 from reproduce.training.methods import METHODS
 
 PAPERS: dict[str, TableClaims] = pso.CLAIMS | sdpo.CLAIMS | dipp.CLAIMS | distar.CLAIMS
@@ -92,7 +92,7 @@ def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smok
             run["training"]["series"] = {name: [r[name] for r in history if name in r] for name in table.series}
             run["training"]["history"] = history[-1:]
             if METHODS[run["training"]["config"]["method"]].loop == "distill":
-                run["training"]["cost"] = distillation.cost(run["training"]["config"])
+                run["training"]["cost"] = network_calls(run["training"]["config"])
     if table.against:
         result["differences"] = differences(table, runs, result["prompts"])
     return result | {"claims": decide(table, runs, result["prompts"]), "runs": runs}

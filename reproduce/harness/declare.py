@@ -8,7 +8,7 @@ from reproduce.evaluation.cost import COSTS
 from reproduce.evaluation.likeness import LIKENESS
 from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Metric
 from reproduce.harness.figures import Sheet
-from reproduce.training.sampling import Reward
+from reproduce.training.config import RewardFunction
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class World:
     scale: str = "pocket"
     model: str | None = None  # in place of the table's
     teacher: str | None = None  # likewise
-    reward: Reward | None = None
+    reward: RewardFunction | None = None
     utility: Utility | None = None
     metrics: Mapping[str, Metric] | None = None
     twins: bool = False  # small random networks in the published formats in place of the published weights

@@ -51,10 +51,11 @@ from reproduce.harness.settings import (
     training_config,
 )
 from reproduce.recipes import recipe
-from reproduce.training.distill_config import DistillConfig
+from reproduce.train_distill import DistillConfig
+from reproduce.train_online import OnlineConfig
+from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
-from reproduce.training.run import TrainConfig, load_model
-from reproduce.training.sampling import OnlineConfig
+from reproduce.training.run import load_model
 
 NETWORKS = (
     *("teacher", "student", "vae", "text_encoder", "eye", "classifier"),

@@ -19,11 +19,12 @@ from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.evaluation.metrics import Metric
 from reproduce.harness.declare import Table, World
 from reproduce.recipes import make_config
+from reproduce.train_distill import DistillConfig
 from reproduce.train_offline import OfflineConfig
-from reproduce.training.distill_config import DistillConfig
+from reproduce.train_online import OnlineConfig
+from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
-from reproduce.training.run import Run, TrainConfig, defaults
-from reproduce.training.sampling import OnlineConfig
+from reproduce.training.run import Run, defaults
 
 JUDGING = ("teacher", "vae", "text_encoder", "eye")  # and drawing the pairs
 

@@ -23,7 +23,7 @@ from reproduce.harness import rows as table_runs
 from reproduce.harness import settings as table_settings
 from reproduce.harness.settings import Work, digest, note_path, run_path, training_config
 from reproduce.train_offline import OfflineConfig
-from reproduce.training.run import TrainConfig
+from reproduce.training.config import TrainConfig
 
 AT_ONCE = {"pocket": 32, "full": 4}  # prompts whose trajectories are held to the reference together
 

@@ -1,7 +1,7 @@
 """What a run of train_distill.py takes of a device, counted on the meta device as footprint.py does it for the others.
 
-The loop's own functions are traced, `train_distill.follow` and `train_distill.match`, so that what is kept for the
-backward of three networks, of the decoder and of the reward is what the loop keeps. The phases are an update of the
+The loop's own losses are traced, `assistant_minibatch_loss` and `student_minibatch_loss`, so that what is kept for
+the backward of three networks, of the decoder and of the reward is what the loop keeps. The phases are an update of the
 assistant, one of the student, and their optimizers' steps.
 """
 
@@ -16,8 +16,8 @@ from fsalign_lib.models.student_teacher import Trio, build_trio
 from reproduce import train_distill
 from reproduce.planner.counting import Trace, size, trace, trace_backward
 from reproduce.planner.footprint import AUTOCAST, Flops, moments, scaled, tensors, weights
-from reproduce.train_offline import KEPT_PROMPTS
-from reproduce.training.distill_config import DistillConfig
+from reproduce.train_distill import DistillConfig
+from reproduce.training.config import KEPT_PROMPTS
 
 START = ("renoise", (399,))  # of a generator whose start is not at hand; its time does not matter for what it takes
 
@@ -88,10 +88,10 @@ class DistillNetworks:
         def assistant_loss(rows: int):
             with torch.no_grad():
                 some = self._generate(rows)
-            return train_distill.follow(self._setup(), some)[0]
+            return train_distill.assistant_minibatch_loss(self._setup(), some)[0]
 
         def student_loss(rows: int):
-            return train_distill.match(self._setup(), self._generate(rows), 0)[0]
+            return train_distill.student_minibatch_loss(self._setup(), self._generate(rows), 0)[0]
 
         learns, waits = (self.trained, self.followed), (self.followed, self.trained)
         for p in waits[which]:

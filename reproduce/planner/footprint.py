@@ -16,10 +16,11 @@ from fsalign_lib.models.conditioning import Cond
 from fsalign_lib.models.latent_model import LatentModel
 from reproduce.data.latents import BATCHES
 from reproduce.planner.counting import Trace, size, trace, trace_backward
-from reproduce.train_offline import KEPT_PROMPTS, OfflineConfig
+from reproduce.train_offline import OfflineConfig
+from reproduce.train_online import STEPS_AT_ONCE, OnlineConfig
+from reproduce.training.config import KEPT_PROMPTS, TrainConfig
 from reproduce.training.methods import METHODS, sums_steps
-from reproduce.training.run import TrainConfig, training_kernel
-from reproduce.training.sampling import STEPS_AT_ONCE, OnlineConfig
+from reproduce.training.run import training_kernel
 
 AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 Flops = dict[str, float]  # dtype -> FLOPs

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: written whole or not at all, the same files whatever number of processes wrote them.
+"""Write and read a run's checkpoints: whole or not at all, the same files however many processes wrote them.
 
 checkpoints/<step>/ holds trained.safetensors and trained.json (see `LatentModel.save_adapter`), optimizer.pt and
 state.json. Where the method has them: kept.safetensors, the statistics of the advantages, or the weights whose average
@@ -31,13 +31,14 @@ OPTIMIZERS = ("optimizer.pt", "second.pt")
 
 @dataclass
 class Weights:
-    """What is written of the networks."""
+    """Hold what is written of the networks."""
 
     model: LatentModel
     trained: dict[str, Tensor]  # of the model
     second: dict[str, Tensor] | None = None  # of another network that is trained, if there is one
 
     def write(self, folder: Path) -> None:
+        """Write trained.safetensors and trained.json, and second.safetensors if there is a second network."""
         self.model.save_adapter(folder, self.trained)
         if self.second is not None:
             save_file(self.second, folder / SECOND)
@@ -45,7 +46,7 @@ class Weights:
 
 @contextlib.contextmanager
 def whole_folder(out: Path, kind: str, step: int) -> Iterator[Path]:
-    """A folder to write into, which becomes <kind>s/<step> if nothing goes wrong.
+    """Yield a folder to write into, which becomes <kind>s/<step> if nothing goes wrong.
 
     Raises:
         OSError: it could not be written; the run's last checkpoint is still there.
@@ -68,7 +69,7 @@ def whole_folder(out: Path, kind: str, step: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_checkpoint(out: Path, step: int) -> Iterator[Path]:
-    """`whole_folder` for checkpoints/<step>; the older ones are then dropped."""
+    """Yield a folder that becomes checkpoints/<step>, as `whole_folder` does, and then drop the older ones."""
     with whole_folder(out, "checkpoint", step) as folder:
         yield folder
     for old in folder.parent.iterdir():
@@ -88,7 +89,8 @@ def save(
     """Write checkpoints/<step>. Every process must call it: each may hold a part of the tensors.
 
     Args:
-        optimizers: one, and that of the second network.
+        optimizers: of the model, and of the second network if there is one.
+        state: as JSON: the step, the configuration, the history, the time spent.
         kept: what else a resumed run needs, the same on all processes.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -149,5 +151,5 @@ def load_optimizers(folder: Path, accelerator: Accelerator, model: LatentModel, 
 
 
 def _part(value: Tensor, p: DTensor) -> Tensor:
-    """Of a moment; the count of steps is not in parts."""
+    """Return this process's part of a moment; the count of steps is not in parts."""
     return distribute_tensor(value, p.device_mesh, p.placements) if value.shape == p.shape else value

@@ -1,4 +1,4 @@
-"""A moving average (EMA) of trained weights: what a distillation leaves, and what its checkpoints hold as trained."""
+"""Average trained weights over updates (EMA): a distillation leaves the average, and its checkpoints hold it."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from fsalign_lib.models.latent_model import LatentModel
 
 
 class Average:
-    r"""$\bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta$ after each update of a model's trained weights.
+    r"""Average a model's trained weights: $\bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta$ after each update.
 
     Args:
         decay: d; 0 keeps the weights themselves.
@@ -20,32 +20,34 @@ class Average:
         self.weights = {name: p.detach().clone() for name, p in model.trained_parameters().items()}
 
     def decay_at(self, update: int) -> float:
+        """Return d after update number `update`, 0 the first."""
         if self.ramp is None:
             return self.decay
         return min(self.decay, 0.5 ** (1 / (self.ramp * update))) if update else 0.0
 
     @torch.no_grad()
     def update(self, update: int) -> None:
-        """Follow the weights after update number `update`, 0 the first."""
+        """Move the average towards the weights, after update number `update`, 0 the first."""
         decay = self.decay_at(update)
         for name, p in self.model.trained_parameters().items():
             self.weights[name].lerp_(p, 1 - decay)
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Leave the average in the model."""
+        """Put the average in the place of the model's weights."""
         for name, p in self.model.trained_parameters().items():
             p.copy_(self.weights[name])
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """For `LatentModel.save_adapter`."""
+        """Return the average on the CPU, as `LatentModel.save_adapter` takes it."""
         return {name: w.cpu().contiguous() for name, w in self.weights.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside the average, which is what it loaded: the weights themselves."""
+        """Return the weights themselves: a resumed run has loaded the average in their place."""
         return self.model.trained_tensors()
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put the weights back into the model; the average stays as it was loaded."""
         for name, p in self.model.trained_parameters().items():
             p.copy_(state[name])

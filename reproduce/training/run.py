@@ -1,37 +1,41 @@
-"""A training run: settings from the registry, optimizers, checkpoints that resume to the bit, a tracker."""
+"""Run a training: its optimizers, micro-batches, checkpoints that resume to the bit, the tracker, the result.
 
-import argparse
+A loop asks the run for the micro-batches of an update, and gives it the loss of each:
+
+    for rows in run.micro_batches(prompts, number):
+        loss, diagnostics = ...  # of these rows of the minibatch
+        run.backward(loss, diagnostics, rows)
+    record = run.step()
+
+What the launcher set up (one process, DDP, FSDP 2, DeepSpeed) and the precision are settled here and nowhere else.
+"""
+
 import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Protocol
 
 import torch
-import tyro
 from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fsalign_lib.kernels import Kernel, Reduction, require_stochastic
-from fsalign_lib.losses.common import Steps
-from fsalign_lib.models.latent_model import LatentModel, Training
+from fsalign_lib.kernels import Kernel, require_stochastic
+from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.load import load
-from reproduce.common.cli import positive
+from reproduce.common.cli import generator, positive
 from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
-from reproduce.recipes import make_config
 from reproduce.training import checkpoints
-
-Losses = tuple[Tensor, dict[str, Tensor]]  # a loss, and diagnostics to record
+from reproduce.training.config import TrainConfig
 
 
 class Kept(Protocol):
-    """Tensors that a run needs to go on, beside its weights and optimizers; the same on all processes."""
+    """Hold tensors that a run needs to go on, beside its weights and optimizers; the same on all processes."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -39,110 +43,13 @@ class Kept(Protocol):
 
 
 class Trained(Protocol):
-    """The model that learns, or an average over its updates."""
+    """Give the weights that a run leaves: the model's that learns, or an average over its updates."""
 
     def trained_tensors(self) -> dict[str, Tensor]: ...
 
 
-@dataclass(kw_only=True)
-class TrainConfig:
-    """Settings that the training loops share. Defaults come from the recipe of the method (see recipes.py)."""
-
-    method: str
-    """Which objective."""
-    scale: str
-    """Whose recipe: pocket or full."""
-    model: str
-    """A preset of fsalign_lib.presets, or a pipeline folder."""
-    out: Path
-    """Folder of the run: configuration, checkpoints, result."""
-    seed: int
-    training: Training
-    """LoRA, or all weights."""
-    rank: int
-    """LoRA rank."""
-    alpha: int | None
-    """LoRA scale is alpha / rank; None: alpha = rank."""
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's moments."""
-    grad_clip: float
-    """Largest gradient norm."""
-    beta: float = 1.0
-    """PSO, DPO: weight of the preference against the reference model."""
-    reduction: Reduction
-    """Mean or sum over latent dimensions."""
-    sum_steps: Steps = "outside"
-    """PSO, REBEL: sum over steps inside the sigmoid or square, or one for each step."""
-    kernel: str | None
-    """Sampler; None: the model's own."""
-    steps: int
-    """Sampling steps."""
-    micro_batch: int | None = None
-    """Rows of a minibatch in one forward and backward, on each process; None: all. Less memory, the same update. A row
-    is a pair, or online one step of a pair, unless the loss sums over the steps of a pair."""
-    save_every: int = 50
-    """Updates or rounds between checkpoints."""
-    snapshot_every: int | None = None
-    """Updates or rounds between copies of the trained weights that are kept, in snapshots/; None: none."""
-    resume: bool = False
-    """Go on from the last checkpoint in `out`, if there is one."""
-    tracker: str | None = None
-    """A tracker of accelerate, such as tensorboard (written into `out`)."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen networks. What is trained is float32 in any case, and so are log-probs."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision that the network computes in; its trained weights stay float32."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward: less memory, about a third more time."""
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit: moments in 8 bits, by bitsandbytes, on a GPU."""
-    vae_slicing: bool = False
-    """Decode and encode a picture at a time: less memory."""
-    threads: int | None = None
-    """CPU threads of torch."""
-
-
-def parse_training(config_type: type, default_method: str, description: str | None):
-    """A parser whose defaults are those of the recipe that --method and --scale name."""
-
-    def parse(argv: Sequence[str] | None = None):
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.add_argument("--method", default=default_method)
-        first.add_argument("--scale", default="pocket")
-        named, _ = first.parse_known_args(argv)
-        return tyro.cli(
-            config_type,
-            default=make_config(config_type, named.method, named.scale),
-            description=description,
-            args=argv,
-        )
-
-    return parse
-
-
-def training_kernel(config: TrainConfig, model: LatentModel) -> Kernel:
-    kernel = model.sampler(config.steps, config.kernel)
-    require_stochastic(kernel)
-    return kernel
-
-
-def divides(config: TrainConfig, *names: str) -> None:
-    """Batches must divide among the processes of the launcher.
-
-    Raises:
-        ValueError: one does not.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    for name in names:
-        value = getattr(config, name)
-        if value % world:
-            raise ValueError(f"{name} = {value} does not divide among {world} processes: choose a multiple of {world}")
-
-
-def check(config: TrainConfig) -> None:
-    """What can be wrong with the settings that all methods share, before a model is loaded.
+def check_training(config: TrainConfig) -> None:
+    """Refuse what is wrong with the settings that all methods share, before a model is loaded.
 
     Raises:
         ValueError: a number that must be positive, precisions that do not train, an optimizer that cannot be had.
@@ -171,30 +78,69 @@ def check(config: TrainConfig) -> None:
             )
 
 
+def check_divides(config: TrainConfig, *names: str) -> None:
+    """Refuse batches that do not divide among the processes of the launcher.
+
+    Raises:
+        ValueError: one of the named settings does not.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    for name in names:
+        value = getattr(config, name)
+        if value % world:
+            raise ValueError(f"{name} = {value} does not divide among {world} processes: choose a multiple of {world}")
+
+
+def load_model(config: TrainConfig) -> LatentModel:
+    """Load the model that the settings name, in their precision."""
+    return load(config.model, getattr(torch, config.dtype))
+
+
+def training_kernel(config: TrainConfig, model: LatentModel) -> Kernel:
+    """Return the sampler that the settings name.
+
+    Raises:
+        ValueError: it has no stochastic step, so there is nothing to train.
+    """
+    kernel = model.sampler(config.steps, config.kernel)
+    require_stochastic(kernel)
+    return kernel
+
+
 def make_optimizer(
     config: TrainConfig, parameters: list[nn.Parameter], lr: float | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW as the settings have it, or at another learning rate."""
+    """Return AdamW as the settings have it, or at another learning rate."""
     kind = torch.optim.AdamW
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit as kind
     return kind(parameters, lr=lr or config.lr, weight_decay=config.weight_decay, betas=tuple(config.betas))
 
 
-def load_model(config: TrainConfig) -> LatentModel:
-    """The model that the settings name, in their precision."""
-    return load(config.model, getattr(torch, config.dtype))
+def epoch_rows(key: str, seed: int, number: int, total: int, size: int) -> Tensor:
+    """Return which of `total` rows batch `number` holds: permutations of all rows, one after the other.
+
+    Args:
+        key: names the permutations, so that prompts and pairs of one seed have others.
+
+    Returns:
+        long, the same on every process.  # (size,)
+    """
+    first = number * size
+    cycles = range(first // total, (first + size - 1) // total + 1)
+    rows = torch.cat([torch.randperm(total, generator=generator(key, seed, cycle)) for cycle in cycles])
+    return rows[first % total :][:size]
 
 
 def defaults(config_type: type) -> dict[str, Any]:
-    """Settings with a default, as JSON. What an older run did not know of, it ran at the default."""
+    """Return the settings that have a default, as JSON: an older run that lacks one was run at its default."""
     known = {f.name: f.default for f in fields(config_type) if f.default is not MISSING}
     return json.loads(json.dumps(known, default=str))
 
 
 @dataclass
 class Learner:
-    """A network that a run trains."""
+    """Hold a network that a run trains, and its optimizer."""
 
     model: LatentModel
     network: nn.Module  # as the launcher wants it
@@ -202,13 +148,35 @@ class Learner:
     parameters: list[nn.Parameter]
 
 
-class Run:
-    """A training run on disk: the optimizer and its updates, checkpoints to the bit, the tracker, the result.
+@dataclass
+class Minibatch:
+    """Collect an update, from its first micro-batch to the optimizer's step."""
 
-    Attributes: start, the first step to do; history, one record for each step done.
+    learner: Learner
+    rows: int  # that this process computes
+    where: str  # names it in errors
+    means: dict[str, Any] = field(default_factory=dict)  # of loss and diagnostics over the rows done so far
+
+
+class Run:
+    """Train a model, or two in turn, and keep the training on disk.
+
+    Attributes:
+        start: the first round or update to do.
+        history: a record for each round or update that is done.
+        learners: the model, and the second if there is one.
+        parameters, optimizer: the first learner's.
+        trained: whose weights checkpoints hold as the trained ones: the model's, or an average's.
 
     Args:
-        second: another model that is trained, in turn with the first, and saved beside it; second_lr is its own.
+        config: its folder `out` must be empty, or hold this very run and `resume` be set.
+        model: made trainable, unless it is, moved to the device, and wrapped for the launcher.
+        second: another model that is trained, in turn with the first, and saved beside it.
+        second_lr: its learning rate.
+
+    Raises:
+        ValueError: the folder holds a run already, or one with other settings.
+        PermissionError: the folder cannot be written to.
     """
 
     # A longer run may go on from a shorter one, on any number of threads and however its memory is spared.
@@ -228,7 +196,8 @@ class Run:
         self.start, self.history = 0, []
         checkpoint = self.checkpoint = last_checkpoint(config.out)
         self.kept: Kept | None = None
-        self.trained: Trained = model  # whose weights checkpoints hold as the trained ones
+        self.trained: Trained = model
+        self.minibatch: Minibatch | None = None
         if checkpoint is not None and not config.resume:
             raise ValueError(f"{config.out} holds a run already: pass --resume to go on, or choose another --out")
         state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else None
@@ -272,7 +241,7 @@ class Run:
             raise ValueError(f"{self.config.out} was run with {told}: use the same settings, or another --out")
 
     def keep(self, kept: Kept) -> None:
-        """Save it with each checkpoint; a run that goes on gets its state back now."""
+        """Save its state with each checkpoint; where the run goes on from one, load it now."""
         self.kept = kept
         if self.checkpoint is not None:
             kept.load_state_dict(load_file(self.checkpoint / "kept.safetensors"))
@@ -296,8 +265,10 @@ class Run:
 
     @contextlib.contextmanager
     def alone(self, learner: Learner) -> Iterator[None]:
-        """While one network learns the other is frozen, through the backward, and called bare: its wrapper for several
-        processes would wait for its gradients."""
+        """Freeze the other networks while one learns, until its backward is over.
+
+        They are called without their wrappers for several processes, which would wait for their gradients.
+        """
         others = [other for other in self.learners if other is not learner]
         for other in others:
             other.model.network = other.model.unet
@@ -312,7 +283,7 @@ class Run:
                     p.requires_grad_(True)
 
     def _prepare(self, model: LatentModel, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """The network and the optimizer as the launcher wants them: one process, DDP, FSDP 2 or DeepSpeed."""
+        """Return the network and the optimizer as the launcher wants them: one process, DDP, FSDP 2 or DeepSpeed."""
         accelerator = self.accelerator
         if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
             raise ValueError("fsdp_version 1 cannot clip the gradient of adapters: use fsdp_version: 2")
@@ -325,40 +296,76 @@ class Run:
         return accelerator.prepare(model.unet, optimizer)
 
     def share(self, rows: Tensor) -> Tensor:
-        """This process's part of a batch: all of it when there is one process."""
+        """Return this process's share of a batch (B, ...): every world-th row; all of it for one process.
+
+        Raises:
+            ValueError: the batch does not divide among the processes.
+        """
         world = self.accelerator.num_processes
         if len(rows) % world:
             raise ValueError(f"a batch of {len(rows)} does not divide among {world} processes: choose a multiple")
         return rows[self.accelerator.process_index :: world]
 
     def gather(self, values: Tensor) -> Tensor:
-        """The whole batch (B, ...) of which each process computed its `share`, in the batch's order."""
+        """Return the whole batch (B, ...) in its order, of which each process computed its `share`."""
         world = self.accelerator.num_processes
         return self.accelerator.gather(values).unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
 
-    def update(
-        self, rows: Tensor, loss: Callable[[Tensor], Losses], prompts: Sequence[str], step: int, which: int = 0
-    ) -> dict[str, Tensor]:
-        """One optimizer step on a minibatch, forward and backward in micro-batches of `config.micro_batch` rows.
+    def micro_batches(self, prompts: Sequence[str], number: int, which: int = 0) -> Iterator[Tensor]:
+        """Yield the rows of a minibatch that this process computes, `config.micro_batch` at a time.
+
+        Call `backward` on each, and `step` after the last. Between processes gradients travel with the last one.
 
         Args:
-            rows: what the whole minibatch holds (B,), the same on every process; each takes its share.
-            loss: rows -> (loss, diagnostics), both means over the rows. It is called once a micro-batch; the means are
-                weighted by the micro-batch's size, so loss and gradient are the whole minibatch's.
-            prompts: of all rows that there are, to name the minibatch in an error.
-            which: of two models that are trained, the first (0) or the second (1) learns.
+            prompts: of the minibatch's B rows, the same on every process; the first ones name it in errors.
+            number: of the round or update, for errors.
+            which: of the learners.
 
-        Returns:
-            {"loss", "gradient": the gradient's norm before clipping, **diagnostics}, detached.
+        Yields:
+            places in the minibatch, long.  # (b,)
+        """
+        learner = self.learners[which]
+        named = ", ".join(map(repr, prompts[:3]))
+        mine = self.share(torch.arange(len(prompts)))
+        where = f"(seed {self.config.seed}, step {number}, prompts {named}, ...): lower lr"
+        self.minibatch = Minibatch(learner, len(mine), where)
+        some = mine.split(self.config.micro_batch or len(mine))
+        with self.alone(learner):
+            for rows in some:
+                last = rows is some[-1]
+                self.accelerator.sync_gradients = last
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(learner.network):
+                    yield rows
+
+    def backward(self, loss: Tensor, diagnostics: dict[str, Tensor], rows: Tensor) -> None:
+        """Add a micro-batch's gradient to that of its minibatch.
+
+        Args:
+            loss, diagnostics: means over the rows. They are weighted by the number of rows, so that loss, diagnostics
+                and gradient are those of the whole minibatch, however it is cut.
 
         Raises:
-            FloatingPointError: the loss or the gradient is not finite. The weights are then as they were.
+            FloatingPointError: the loss is not finite. The weights are as they were before the minibatch.
         """
-        named = ", ".join(repr(prompts[row]) for row in rows[:3].tolist())
-        where = f"(seed {self.config.seed}, step {step}, prompts {named}, ...): lower lr"
-        learner = self.learners[which]
-        with self.alone(learner):
-            record = self._backward(learner, rows, loss, where)
+        update = self.minibatch
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} {update.where}")
+        weight = len(rows) / update.rows
+        self.accelerator.backward(loss * weight)
+        for name, mean in ({"loss": loss.detach(), "gradient": 0.0} | diagnostics).items():
+            update.means[name] = update.means.get(name, 0) + weight * mean
+
+    def step(self) -> dict[str, Tensor]:
+        """Clip the gradient of the minibatch, and take the optimizer's step.
+
+        Returns:
+            {"loss", "gradient": the gradient's norm before clipping, **diagnostics}, detached scalars, the means over
+            this process's rows.
+
+        Raises:
+            FloatingPointError: the gradient is not finite. The weights are as they were before the minibatch.
+        """
+        learner, where = self.minibatch.learner, self.minibatch.where
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(learner.parameters, self.config.grad_clip))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         scaler = self.accelerator.scaler  # of fp16: it leaves out steps of too large a scale, and lowers that
@@ -366,29 +373,18 @@ class Run:
             raise FloatingPointError(f"the gradient's norm is {norm.item()} {where}")
         learner.optimizer.step()
         learner.optimizer.zero_grad()
-        return record | {"gradient": norm.detach()}
-
-    def _backward(
-        self, learner: Learner, rows: Tensor, loss: Callable[[Tensor], Losses], where: str
-    ) -> dict[str, Tensor]:
-        """The gradient of a minibatch, added up over its micro-batches; returns the means of loss and diagnostics."""
-        mine, record = self.share(rows), {}
-        parts = mine.split(self.config.micro_batch or len(mine))
-        for part in parts:
-            last = part is parts[-1]
-            self.accelerator.sync_gradients = last
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(learner.network):
-                value, diagnostics = loss(part)
-                if not torch.isfinite(value):
-                    raise FloatingPointError(f"the loss is {value.item()} {where}")
-                weight = len(part) / len(mine)
-                self.accelerator.backward(value * weight)
-            for name, mean in ({"loss": value.detach(), "gradient": 0.0} | diagnostics).items():
-                record[name] = record.get(name, 0) + weight * mean
-        return record
+        return self.minibatch.means | {"gradient": norm.detach()}
 
     def record(self, step: int, total: int, values: dict[str, Tensor]) -> dict[str, float]:
-        """Log the step's means over processes, and save when it is time."""
+        """Log the means over processes of a round or update, and save when it is time.
+
+        Args:
+            step: its number, from 0. total: how many the run has.
+            values: detached scalars, the same names on every process.
+
+        Returns:
+            the means; `history` gets them too.
+        """
         means = self.accelerator.reduce(torch.stack([v.float() for v in values.values()]), "mean").tolist()
         row = dict(zip(values, means, strict=True))
         self.history.append(row)
@@ -403,6 +399,7 @@ class Run:
         return row
 
     def save(self, step: int) -> None:
+        """Write a checkpoint after `step` rounds or updates; every process must call it."""
         state = {"step": step, "config": plain(self.config), "history": self.history, **self.clock.spent()}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
@@ -413,6 +410,7 @@ class Run:
         checkpoints.save(self.config.out, step, self.accelerator, weights, optimizers, state, kept)
 
     def finish(self) -> None:
+        """Write result.json, and end the tracker and the process group."""
         if self.accelerator.is_main_process:
             about = {"config": plain(self.config), **provenance(self.clock), "history": self.history}
             write_json(self.config.out / "result.json", about)

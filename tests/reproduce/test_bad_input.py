@@ -70,7 +70,8 @@ def calls(monkeypatch):
 @pytest.fixture
 def bright(monkeypatch):
     """Every reward loads, and is the brightness: no weights are needed."""
-    monkeypatch.setattr(rewards, "load_reward", lambda name, **_: tiny.brightness)
+    for module in (rewards, train_online):
+        monkeypatch.setattr(module, "load_reward", lambda name, **_: tiny.brightness)
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_unknown_scale(training):
 
 
 def test_unknown_reward(online, monkeypatch):
-    monkeypatch.setattr(rewards, "load_reward", LOAD_REWARD)
+    monkeypatch.setattr(train_online, "load_reward", LOAD_REWARD)
     assert "unknown reward 'picscore'; choose one of pickscore, clipscore" in online("--reward", "picscore")
 
 
@@ -409,7 +410,7 @@ def test_reward_that_is_not_finite(online, monkeypatch):
     def broken(images, prompts):
         return torch.tensor([float("inf") if p == "a dog" else 1.0 for p in prompts])
 
-    monkeypatch.setattr(rewards, "load_reward", lambda name, **_: broken)
+    monkeypatch.setattr(train_online, "load_reward", lambda name, **_: broken)
     told = online("--pairs", len(tiny.PROMPTS), "--seed", 7, before_compute=False)
     assert "reward pickscore is not finite for prompt 'a dog' (seed 7, step 0): lower lr" in told
 

@@ -14,7 +14,7 @@ from reproduce.benchmarks import adapter_memory, full_size_distill
 from reproduce.evaluation import cost as memory
 from reproduce.planner import distill_footprint
 from reproduce.planner import text as plan_text
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ def make(folder, prompts_file, tmp_path):
         small = {"model": str(folder), "teacher": str(folder), "prompts": prompts_file, "updates": 3, "batch": 8}
         small |= {"start": None, "time": 399, "sigma_init": None, "warmup": 0, "assistant_updates": 1, "rank": 2}
         small |= {"reward": None, "reward_scale": 0.0, "save_every": 100}
-        return runs.make_config(train_distill.DistillConfig, method, out=tmp_path / out, **(small | overrides))
+        return make_config(train_distill.DistillConfig, method, out=tmp_path / out, **(small | overrides))
 
     return make
 
@@ -144,14 +144,14 @@ def test_a_start_may_be_asked_for(capsys):
 
 @pytest.mark.slow
 def test_the_memory_benchmark_compares_both_modes(folder, tmp_path, monkeypatch):
-    make_config = runs.make_config
+    original = adapter_memory.make_config
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(tiny.PROMPTS))
 
     def small(*args, **kwargs):
-        return make_config(*args, **kwargs | {"prompts": str(prompts), "reward": None, "reward_scale": 0.0})
+        return original(*args, **kwargs | {"prompts": str(prompts), "reward": None, "reward_scale": 0.0})
 
-    monkeypatch.setattr(adapter_memory.runs, "make_config", small)
+    monkeypatch.setattr(adapter_memory, "make_config", small)
     out = tmp_path / "result.json"
     adapter_memory.main(["--model", str(folder), "--batches", "8", "--rank", "1", "--out", str(out)])
     found = json.loads(out.read_text())

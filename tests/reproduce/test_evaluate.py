@@ -20,7 +20,7 @@ from reproduce import evaluate, train_online
 from reproduce import fid_reference as reference
 from reproduce.evaluation import metrics as scoring
 from reproduce.evaluation import scores as measure
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 from tests import evaluation_worker, tiny
 from tests.exact import fitted
 
@@ -154,7 +154,7 @@ def test_a_checkpoint_is_compared_with_its_base(folder, functions, tmp_path, cap
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(tiny.PROMPTS))
     small = {"model": str(folder), "prompts": str(prompts), "rounds": 1, "pairs": 2, "minibatch": 2, "lr": 1e-3}
-    training = runs.make_config(train_online.OnlineConfig, "pso-online", out=tmp_path / "run", **small)
+    training = make_config(train_online.OnlineConfig, "pso-online", out=tmp_path / "run", **small)
     train_online.run(train_online.prepare(training, reward=tiny.brightness))
     config = evaluate.EvaluateConfig(
         model=str(folder), checkpoint=tmp_path / "run", prompts=(str(prompts),), steps=(2,), out=tmp_path / "e.json"

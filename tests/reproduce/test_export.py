@@ -13,7 +13,8 @@ from fsalign_lib.models import load as models
 from fsalign_lib.models.hub import REVISIONS
 from fsalign_lib.models.presets import PRESETS
 from reproduce import export, train_online
-from reproduce.training import run as runs
+from reproduce.common.files import last_checkpoint
+from reproduce.recipes import make_config
 from tests import tiny
 
 
@@ -34,7 +35,7 @@ def trained(hub, tmp_path, monkeypatch):
     def make(name, **overrides):
         small = {"model": name, "prompts": str(tmp_path / "prompts.txt"), "rounds": 1, "pairs": 1, "minibatch": 1}
         small |= {"out": tmp_path / "run", "rank": 2, "lr": 1e-3}
-        config = runs.make_config(
+        config = make_config(
             train_online.OnlineConfig, "pso-online", "full", **(small | {"dtype": "float32"} | overrides)
         )
         setup = train_online.prepare(config, reward=tiny.brightness)
@@ -128,7 +129,7 @@ def test_what_cannot_be_exported(trained, hub, tmp_path, capsys):
     other = twins.save_twin("sd-turbo", tmp_path / "other", seed=1) / PRESETS["sd-turbo"].pipeline
     told = refused("--checkpoint", run, "--out", out, "--model", other)
     assert "was trained from 'sd-turbo'" in told and "load the model that it belongs to" in told
-    folder = runs.last_checkpoint(run)
+    folder = last_checkpoint(run)
     tensors = load_file(folder / "trained.safetensors")
     for name, tensor in tensors.items():
         if "lora_B" in name:

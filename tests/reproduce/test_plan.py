@@ -16,7 +16,7 @@ from reproduce.data import sampled_pairs as pair_files
 from reproduce.evaluation import cost as memory
 from reproduce.planner import counting, footprint, gpus
 from reproduce.planner import text as plan_text
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 from tests import tiny
 
 
@@ -54,7 +54,7 @@ def second(steps):
     ],
 )
 def test_memory_of_an_online_round_within_a_tenth(twin, tmp_path, network, settings, phase):
-    config = runs.make_config(
+    config = make_config(
         train_online.OnlineConfig,
         "sdpo" if network == "sdpo" else "pso-online",
         model="pocket-turbo" if network == "pocket" else twin,
@@ -78,7 +78,7 @@ def test_memory_of_an_offline_update_within_a_tenth(twin, tmp_path, training, mi
     made = pair_files.PairConfig(out=tmp_path / "pairs", model=twin, prompts=str(prompts), count=24, batch=24, tie=0)
     made.steps = 1
     pair_files.build(pair_files.prepare(made, utility=tiny.brightness))
-    config = runs.make_config(
+    config = make_config(
         train_offline.OfflineConfig,
         "pso-offline",
         model=twin,
@@ -102,7 +102,7 @@ def test_the_real_sizes():
     """Parameters, LoRA parameters and FLOPs of SDXL at 1024 px, and of SD-Turbo, as they are known."""
     model = architectures.meta_model("sdxl", torch.bfloat16)
     assert plan_parameters(model) == 2_567_463_684
-    config = runs.make_config(train_online.OnlineConfig, "pso-online", "full", model="sdxl", dtype="bfloat16")
+    config = make_config(train_online.OnlineConfig, "pso-online", "full", model="sdxl", dtype="bfloat16")
     model.guidance_scale = 1.0  # one row a picture, as few-step students have it
     nets = footprint.Networks(model, None, config)
     assert sum(p.numel() for p in nets.trained) == 23_224_320
@@ -138,7 +138,7 @@ def test_rewards_at_full_size_score_without_values(name, parameters):
 
 
 def test_flops_are_those_of_torchs_counter(twin):
-    config = runs.make_config(train_online.OnlineConfig, "pso-online", model=twin, training="lora")
+    config = make_config(train_online.OnlineConfig, "pso-online", model=twin, training="lora")
     nets = footprint.Networks(models.load(twin).to(torch.device("meta")), None, config)
     for checkpointing in (False, True):
         ours = sum(nets.update(checkpointing)[0].flops_per_row.values())
@@ -158,7 +158,7 @@ def test_guidance_is_counted_where_it_is_trained_with(twin):
     ):
         model = models.load(twin).to(torch.device("meta"))
         model.guidance_scale = scale
-        nets = footprint.Networks(model, None, runs.make_config(kind, method, model=twin))
+        nets = footprint.Networks(model, None, make_config(kind, method, model=twin))
         forward[method, scale] = sum(nets.forward().flops_per_row.values())
         assert model.guidance_scale == (1.0 if method == "diffusion-dpo" else scale)
     assert forward["diffusion-dpo", 5.0] == forward["pso-online", 1.0]
@@ -167,7 +167,7 @@ def test_guidance_is_counted_where_it_is_trained_with(twin):
 
 def test_a_trace_is_exact_at_other_batch_sizes(twin):
     """From two batch sizes to any other, forward and backward; and a gradient that is there already is counted once."""
-    config = runs.make_config(train_online.OnlineConfig, "pso-online", model=twin, training="full")
+    config = make_config(train_online.OnlineConfig, "pso-online", model=twin, training="full")
     nets = footprint.Networks(models.load(twin).to(torch.device("meta")), None, config)
     first, later = nets.update(False)
 
@@ -186,7 +186,7 @@ def test_a_trace_is_exact_at_other_batch_sizes(twin):
 
 def test_known_results_change_no_trace(twin, monkeypatch):
     """Operations that were seen before are not run again; views, tuples and what works in place are in the networks."""
-    config = runs.make_config(train_online.OnlineConfig, "pso-online", model=twin, training="lora")
+    config = make_config(train_online.OnlineConfig, "pso-online", model=twin, training="lora")
     nets = footprint.Networks(models.load(twin).to(torch.device("meta")), None, config)
 
     def traced():
@@ -259,11 +259,11 @@ def test_rows_and_pictures_of_each_method(twin):
     """What the loop does, counted: rows of an update, network rows of each, and pictures scored for a pair."""
 
     def rows(method, **settings):
-        config = runs.make_config(train_online.OnlineConfig, method, model=twin, minibatch=4, **settings)
+        config = make_config(train_online.OnlineConfig, method, model=twin, minibatch=4, **settings)
         counted = footprint.Footprint(config, nets, cuda=False)
         return counted.batch, counted.rows, counted.queries
 
-    config = runs.make_config(train_online.OnlineConfig, "sdpo", model=twin)
+    config = make_config(train_online.OnlineConfig, "sdpo", model=twin)
     nets = footprint.Networks(models.load(twin).to(torch.device("meta")), None, config)
     assert rows("pso-online") == (12, 2, 2) and rows("pso-online", sum_steps="inside") == (4, 6, 2)
     assert rows("ddpo", steps=10) == (40, 2, 2) and rows("rebel", steps=10) == (4, 20, 2)

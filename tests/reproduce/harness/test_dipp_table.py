@@ -22,8 +22,7 @@ from reproduce.harness import settings as table_settings
 from reproduce.harness.command import TableConfig, prepare
 from reproduce.harness.command import run as run_table
 from reproduce.harness.declare import Row
-from reproduce.training import distillation
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 from tests import tiny
 
 METRICS = dict.fromkeys((*TABLE.metrics, *TABLE.beside), tiny.brightness)
@@ -98,9 +97,7 @@ def test_a_row_starts_from_another_rows_run(small, world, tmp_path, monkeypatch)
 def test_costs_are_what_the_networks_are_asked(method, guidance, by, folder, prompts_file, tmp_path):
     few = {"updates": 2, "batch": 2, "assistant_updates": 2, "warmup": 1, "save_every": 9, "prompts": prompts_file}
     few |= {"model": str(folder), "teacher": str(folder), "start": None, "time": 399, "sigma_init": None}
-    config = runs.make_config(
-        train_distill.DistillConfig, method, out=tmp_path, guidance=guidance, guidance_by=by, **few
-    )
+    config = make_config(train_distill.DistillConfig, method, out=tmp_path, guidance=guidance, guidance_by=by, **few)
     queries, asked = [], {"forward": 0, "backward": 0}
 
     def reward(pictures, prompts):
@@ -121,7 +118,7 @@ def test_costs_are_what_the_networks_are_asked(method, guidance, by, folder, pro
     for network in setup.trio.networks():
         network.register_forward_hook(count)
     list(train_distill.train(setup))
-    told = distillation.cost(plain(config))
+    told = train_distill.network_calls(plain(config))
     assert told == {"updates": 2, "batch": 2, **asked, "reward": sum(queries)}
 
 
@@ -162,7 +159,7 @@ def test_the_shipped_generator_draws_every_animal_in_one_step():
 @shipped
 def test_the_shipped_generator_was_made_by_the_recipe():
     about = json.loads((WEIGHTS / "one-step" / "training.json").read_text())["config"]
-    recipe = runs.make_config(train_distill.DistillConfig, "diff-instruct", threads=1)
+    recipe = make_config(train_distill.DistillConfig, "diff-instruct", threads=1)
     now = plain(recipe)
     assert about and all(now[name] == value for name, value in about.items())
     assert set(one_step.OF_FOLDERS) == set(now) - set(about)

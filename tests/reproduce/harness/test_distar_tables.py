@@ -22,7 +22,7 @@ from reproduce.harness.command import run as run_table
 from reproduce.harness.figures import draw
 from reproduce.papers import distar as distar_rows
 from reproduce.recipes import make_config
-from reproduce.training.distill_config import DistillConfig
+from reproduce.train_distill import DistillConfig
 from tests import tiny
 
 SCRIPTS = (distar_table1, distar_table2, distar_table3, distar_pareto)

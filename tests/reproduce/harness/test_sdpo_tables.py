@@ -36,7 +36,7 @@ from reproduce.harness.command import RESULTS, TableConfig, prepare
 from reproduce.harness.command import run as run_table
 from reproduce.papers.claim import printed
 from reproduce.recipes import make_config
-from reproduce.training.sampling import OnlineConfig
+from reproduce.train_online import OnlineConfig
 from tests import tiny
 
 FIGURES = (sdpo_curves, sdpo_ablations, sdpo_instability, sdpo_lcm)

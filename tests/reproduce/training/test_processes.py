@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fsalign_lib.models.load import load
 from reproduce import train_distill, train_offline, train_online
 from reproduce.benchmarks import kill_and_resume
 from reproduce.common.files import last_checkpoint
 from reproduce.data import sampled_pairs as pair_files
-from reproduce.training import run as runs
 from tests import tiny
 from tests import training_worker as worker
 from tests.launched import launch
@@ -74,7 +74,7 @@ def test_two_processes_train_as_one(world, by_two, tmp_path, kind):
     loops.get(kind.split("-")[0], train_online).main(commands(world, tmp_path)[KINDS.index(kind)])
     one, two = (last_checkpoint(out / kind) for out in (tmp_path, by_two))
     assert one.name == two.name
-    start = runs.load(world / "model")
+    start = load(world / "model")
     for path in sorted(one.glob("*.safetensors")):
         if kind == "sdpo" and path.name == "kept.safetensors":
             continue  # rewards

@@ -18,6 +18,7 @@ from reproduce.harness import rows as table_runs
 from reproduce.harness import settings as table_settings
 from reproduce.harness.command import RESULTS, TableConfig, prepare
 from reproduce.harness.declare import World
+from reproduce.recipes import make_config
 from reproduce.training import checkpoints
 from reproduce.training import run as runs
 from tests import tiny
@@ -38,7 +39,7 @@ def online(folder, tmp_path):
             "minibatch": 5,
         }
         small |= {"out": tmp_path / out, "training": "lora", "rank": 2, "lr": 1e-3}
-        config = runs.make_config(train_online.OnlineConfig, "pso-online", **(small | overrides))
+        config = make_config(train_online.OnlineConfig, "pso-online", **(small | overrides))
         return train_online.prepare(config, reward=tiny.brightness)
 
     return make
@@ -102,7 +103,7 @@ def test_half_precision_starts_at_its_own_reference(online, fresh_accelerate, mi
         pairs = train_online.sample_pairs(setup, 0)
         ref = train_online.reference_log_probs(setup, pairs)
         which, steps = next(train_online.minibatches(setup, pairs, epoch=0))
-        _, diagnostics = train_online.minibatch_loss(setup, pairs, ref, which, steps, torch.arange(len(which)))
+        _, diagnostics = train_online.minibatch_loss(setup, pairs, ref, which, steps)
         assert pairs.logp_old.dtype == ref.dtype == torch.float32
         assert diagnostics["drift"] < 1e-6
         before = [p.detach().clone() for p in setup.run.parameters]

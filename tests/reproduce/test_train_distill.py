@@ -12,8 +12,9 @@ from fsalign_lib.models import edm
 from fsalign_lib.models import load as models
 from fsalign_lib.rollout import rollout, seeded_noise
 from reproduce import train_distill
+from reproduce.common.files import last_checkpoint
+from reproduce.recipes import make_config
 from reproduce.train_distill import ASSISTANT, STUDENT
-from reproduce.training import run as runs
 from reproduce.training.ema import Average
 from reproduce.training.methods import METHODS
 from tests import tiny
@@ -45,7 +46,7 @@ def make(folder, prompts_file, tmp_path):
         small = {"model": str(folder), "teacher": str(folder), "prompts": prompts_file, "updates": 4, "batch": 4}
         small |= {"start": None, "time": 399, "sigma_init": None, "warmup": 0, "assistant_updates": 1, "rank": 2}
         small |= {"save_every": 2}
-        config = runs.make_config(train_distill.DistillConfig, method, out=tmp_path / out, **(small | overrides))
+        config = make_config(train_distill.DistillConfig, method, out=tmp_path / out, **(small | overrides))
         return train_distill.prepare(config, model, teacher, scorer if config.reward else None)
 
     return make
@@ -63,12 +64,22 @@ def nudge(model, seed=0):
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
 
 
-def student_gradient(setup, part=train_distill.student_part, which=STUDENT):
+def student_loss(setup, drawn, rows):
+    return train_distill.student_minibatch_loss(setup, train_distill.sample_rows(setup, drawn, rows), drawn.number)
+
+
+def assistant_loss(setup, drawn, rows):
+    with torch.no_grad():
+        some = train_distill.sample_rows(setup, drawn, rows)
+    return train_distill.assistant_minibatch_loss(setup, some)
+
+
+def student_gradient(setup, loss_of=student_loss, which=STUDENT):
     """Loss and gradient of an update, without its step."""
     learner = setup.run.learners[which]
-    drawn = train_distill.batch(setup, 5, which)
+    drawn = train_distill.draw_batch(setup, 5, which)
     with setup.run.alone(learner):
-        loss, _ = part(setup, drawn, ROWS)
+        loss, _ = loss_of(setup, drawn, ROWS)
         loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in learner.parameters])
     for other in setup.run.learners:
@@ -87,12 +98,12 @@ def test_adapters_compute_what_full_copies_compute(make, method):
     found = {}
     for training in ("full", "lora"):
         setup = make(method, training, training=training)
-        some = train_distill.samples(setup, train_distill.batch(setup, 0, STUDENT), ROWS)
+        some = train_distill.sample_rows(setup, train_distill.draw_batch(setup, 0, STUDENT), ROWS)
         x0 = some.x0.detach().requires_grad_()
         given = train_distill.Samples(some.prompts, some.cond, x0, x0 + (some.x - some.x0).detach(), some.sigma)
         with pytest.MonkeyPatch.context() as patch, setup.run.alone(setup.run.learners[STUDENT]):
-            patch.setattr(train_distill, "samples", lambda *_, given=given: given)
-            loss, _ = train_distill.student_part(setup, train_distill.batch(setup, 0, STUDENT), ROWS)
+            patch.setattr(train_distill, "sample_rows", lambda *_, given=given: given)
+            loss, _ = student_loss(setup, train_distill.draw_batch(setup, 0, STUDENT), ROWS)
             loss.backward()
             others = setup.trio.assistant, setup.trio.teacher
             predictions = [edm.denoise(m, given.x, given.sigma, given.cond).detach() for m in others]
@@ -133,7 +144,7 @@ def test_checkpointed_activations_are_computed_again_by_the_same_adapter(make, t
         for model in (setup.trio.student, setup.trio.assistant):
             nudge(model)
         found.append(student_gradient(setup)[1])
-        found.append(student_gradient(setup, train_distill.assistant_part, ASSISTANT)[1])
+        found.append(student_gradient(setup, assistant_loss, ASSISTANT)[1])
     torch.testing.assert_close(found[2], found[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[3], found[1], atol=1e-5, rtol=1e-4)
     assert found[0].abs().max() > 0 and found[1].abs().max() > 0
@@ -142,8 +153,8 @@ def test_checkpointed_activations_are_computed_again_by_the_same_adapter(make, t
 def test_peft_alone_would_lose_the_students_gradient(make):
     """Why `Adapters` exists: with peft's own switching the student is frozen when the backward comes."""
     setup = make("distar", training="lora")
-    unet, drawn = setup.trio.student.unet, train_distill.batch(setup, 0, STUDENT)
-    x0 = train_distill.samples(setup, drawn, ROWS).x0
+    unet, drawn = setup.trio.student.unet, train_distill.draw_batch(setup, 0, STUDENT)
+    x0 = train_distill.sample_rows(setup, drawn, ROWS).x0
     unet.set_adapter("assistant")
     x0.sum().backward()
     assert all(p.grad is None for p in setup.trio.student.trained_parameters().values())
@@ -159,7 +170,7 @@ def test_a_student_of_its_own_start_has_a_network_of_its_own(make, folder, tmp_p
     for training, held in (("lora", 2), ("full", 3)):
         setup = make(out=training, model=models.load(tmp_path / "student"), training=training)
         assert len(setup.trio.networks()) == held
-        losses[training] = train_distill.student_part(setup, train_distill.batch(setup, 0, STUDENT), ROWS)[0]
+        losses[training] = student_loss(setup, train_distill.draw_batch(setup, 0, STUDENT), ROWS)[0]
     torch.testing.assert_close(*losses.values(), atol=1e-4, rtol=1e-4)
 
 
@@ -168,28 +179,28 @@ def test_a_student_of_its_own_start_has_a_network_of_its_own(make, folder, tmp_p
 
 def test_samples_depend_on_seed_batch_prompt_and_place_alone(make):
     setup = make(batch=12)
-    drawn = train_distill.batch(setup, 3, STUDENT)
+    drawn = train_distill.draw_batch(setup, 3, STUDENT)
     with torch.no_grad():
-        whole = train_distill.samples(setup, drawn, torch.arange(12))
-        part = train_distill.samples(setup, drawn, torch.tensor([7, 2]))
+        whole = train_distill.sample_rows(setup, drawn, torch.arange(12))
+        part = train_distill.sample_rows(setup, drawn, torch.tensor([7, 2]))
     assert sorted(whole.prompts) == sorted(tiny.PROMPTS * 2)
     torch.testing.assert_close(part.x, whole.x[[7, 2]], atol=1e-5, rtol=1e-5)
     assert len(whole.x0.flatten(1).unique(dim=0)) == 12, "a prompt that comes twice gets other noise"
-    again = train_distill.batch(make(out="b", batch=12), 3, STUDENT)
+    again = train_distill.draw_batch(make(out="b", batch=12), 3, STUDENT)
     assert torch.equal(again.prompts, drawn.prompts) and torch.equal(again.sigma, drawn.sigma)
-    other = train_distill.batch(setup, 4, STUDENT)
+    other = train_distill.draw_batch(setup, 4, STUDENT)
     assert not torch.equal(other.prompts, drawn.prompts) and not torch.equal(other.sigma, drawn.sigma)
 
 
 def test_times_are_those_asked_for(make):
     setup = make(batch=4000, time_range=(20, 980))
     levels = setup.model.schedule
-    t = levels.nearest_t(train_distill.batch(setup, 0, STUDENT).sigma)
+    t = levels.nearest_t(train_distill.draw_batch(setup, 0, STUDENT).sigma)
     assert (t.min(), t.max()) == (20, 980) and abs(t.double().mean() - 500) < 3 * 277 / math.sqrt(4000)
-    every = levels.nearest_t(train_distill.batch(setup, 0, ASSISTANT).sigma)
+    every = levels.nearest_t(train_distill.draw_batch(setup, 0, ASSISTANT).sigma)
     assert every.min() < 10 and every.max() > 990
     setup = make(out="log", batch=4000, times="log-normal", log_sigma=(-2.0, 2.0))
-    log_sigma = train_distill.batch(setup, 0, STUDENT).sigma.log()
+    log_sigma = train_distill.draw_batch(setup, 0, STUDENT).sigma.log()
     low, high = math.log(levels.sigma(0)), math.log(levels.sigma(999))
     assert low <= log_sigma.min() and log_sigma.max() <= high
     normal = torch.distributions.Normal(-2.0, 2.0)
@@ -203,9 +214,9 @@ def test_times_are_those_asked_for(make):
 @pytest.mark.parametrize("form", [{"time": 399}, {"time": None, "sigma_init": 2.5}])
 def test_the_one_step_generator_is_what_the_sampler_gives(make, form):
     setup = make(**form)
-    drawn = train_distill.batch(setup, 2, STUDENT)
+    drawn = train_distill.draw_batch(setup, 2, STUDENT)
     with torch.no_grad():
-        some = train_distill.samples(setup, drawn, ROWS)
+        some = train_distill.sample_rows(setup, drawn, ROWS)
         z = seeded_noise(0, 2, ROWS * len(tiny.PROMPTS) + drawn.prompts, setup.model.latent_shape, 2)
         final = rollout(setup.model, setup.model.sampler(1), some.cond, z).final
         torch.testing.assert_close(some.x0, final)
@@ -241,14 +252,16 @@ def test_guidance_as_a_reward_pulls_as_its_divergence_is_normalised(make):
     for distance in ("pseudo-huber", "squared"):
         setup = make("sim", distance, distance=distance, weighting="denoiser", guidance=1.5, guidance_by="reward")
         setup = replace(setup, config=replace(setup.config, reduction="sum"))
-        some = train_distill.samples(setup, train_distill.batch(setup, 0, STUDENT), ROWS)
+        some = train_distill.sample_rows(setup, train_distill.draw_batch(setup, 0, STUDENT), ROWS)
         x0 = some.x0.detach().requires_grad_()
         given = replace(some, x0=x0, x=x0 + (some.x - some.x0).detach())
-        conditional, unconditional = train_distill.reference(setup, given, given.x.detach())
+        conditional, unconditional = train_distill.teacher_predictions(setup, given, given.x.detach())
         gap = (conditional - unconditional).flatten(1)
 
         def pull(setup, given=given, x0=x0):
-            return torch.autograd.grad(train_distill.match(setup, given, 0)[0] * len(x0), x0)[0].flatten(1)
+            return torch.autograd.grad(train_distill.student_minibatch_loss(setup, given, 0)[0] * len(x0), x0)[
+                0
+            ].flatten(1)
 
         alone = replace(setup, config=replace(setup.config, guidance=0.0))
         found = pull(setup) - pull(alone)
@@ -262,7 +275,7 @@ def test_the_gradient_of_a_score_divergence_comes_through_both_networks(make):
     setup = make("sim", distance="squared", weighting="denoiser", guidance=1.0)
     trio = setup.trio
     nudge(trio.assistant)
-    some = train_distill.samples(setup, train_distill.batch(setup, 0, STUDENT), ROWS)
+    some = train_distill.sample_rows(setup, train_distill.draw_batch(setup, 0, STUDENT), ROWS)
     x0 = some.x0.detach().requires_grad_()
 
     def gradient(keep_x):
@@ -274,8 +287,8 @@ def test_the_gradient_of_a_score_divergence_comes_through_both_networks(make):
 
     given = train_distill.Samples(some.prompts, some.cond, x0, x0 + (some.x - some.x0).detach(), some.sigma)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_distill, "samples", lambda *_: given)
-        loss, _ = train_distill.student_part(setup, train_distill.batch(setup, 0, STUDENT), ROWS)
+        patch.setattr(train_distill, "sample_rows", lambda *_: given)
+        loss, _ = student_loss(setup, train_distill.draw_batch(setup, 0, STUDENT), ROWS)
     (found,) = torch.autograd.grad(loss, x0)
     torch.testing.assert_close(found, gradient(keep_x=True), atol=1e-4, rtol=1e-3)
     assert not torch.allclose(found, gradient(keep_x=False), atol=1e-2)
@@ -307,11 +320,11 @@ def test_a_saturated_value_has_a_gradient_if_asked(loaded):
 
 def test_the_assistant_learns(make):
     setup = make(updates=1, assistant_updates=30, assistant_lr=3e-3, lr=1e-9)
-    drawn = train_distill.batch(setup, 0, ASSISTANT)
+    drawn = train_distill.draw_batch(setup, 0, ASSISTANT)
 
     def loss():
         with torch.no_grad(), setup.run.alone(setup.run.learners[STUDENT]):
-            some = train_distill.samples(setup, drawn, ROWS)
+            some = train_distill.sample_rows(setup, drawn, ROWS)
             denoised = edm.denoise(setup.trio.assistant, some.x, some.sigma, some.cond)
             return ((denoised - some.x0).flatten(1).square().sum(1) / some.sigma**2).mean()
 
@@ -363,7 +376,7 @@ def test_a_larger_reward_scale_moves_the_reward_further(make, loaded, method):
         )
         list(train_distill.train(setup))
         with torch.no_grad():
-            some = train_distill.samples(setup, train_distill.batch(setup, 999, STUDENT), ROWS)
+            some = train_distill.sample_rows(setup, train_distill.draw_batch(setup, 999, STUDENT), ROWS)
             means.append(setup.model.decode(some.x0).mean().item())
     assert means[0] < means[1] < means[2]
 
@@ -392,7 +405,7 @@ def test_what_is_left_is_the_average_and_samples_in_one_step(make, folder, tmp_p
     lives = []
     for _ in train_distill.train(setup):
         lives.append(trained(setup.model) if len(lives) < 3 else None)
-    checkpoint = runs.last_checkpoint(setup.config.out)
+    checkpoint = last_checkpoint(setup.config.out)
     again = models.load(folder)
     again.load_adapter(checkpoint)
     assert again.timesteps == (399,) and again.kernel == "renoise"
@@ -442,7 +455,7 @@ def test_the_average_follows_as_it_says(loaded):
 
 def test_full_scale_recipes_are_the_papers():
     """[DI++ Table 2, DI* Sec. 5]"""
-    make = lambda method: runs.make_config(train_distill.DistillConfig, method, "full")  # noqa: E731
+    make = lambda method: make_config(train_distill.DistillConfig, method, "full")  # noqa: E731
     first, second, third = make("diff-instruct"), make("dipp"), make("distar")
     for c, size in ((first, 1024), (second, 256)):
         assert (c.lr, c.assistant_lr, c.batch, c.betas, c.guidance) == (5e-6, 5e-6, size, (0.0, 0.999), 4.5)
@@ -520,7 +533,9 @@ def test_of_too_many_prompts_each_batch_is_encoded(make, monkeypatch):
     monkeypatch.setattr(train_distill, "KEPT_PROMPTS", len(tiny.PROMPTS) - 1)
     encoded = make(out="encoded")
     assert encoded.cond is None and kept.cond is not None
-    drawn = [train_distill.samples(setup, train_distill.batch(setup, 0, STUDENT), ROWS) for setup in (kept, encoded)]
+    drawn = [
+        train_distill.sample_rows(setup, train_distill.draw_batch(setup, 0, STUDENT), ROWS) for setup in (kept, encoded)
+    ]
     assert drawn[0].prompts == drawn[1].prompts
     torch.testing.assert_close(drawn[0].x0, drawn[1].x0)
     torch.testing.assert_close(drawn[0].cond, drawn[1].cond)

@@ -1,4 +1,6 @@
-"""The online loop of SDPO, DDPO, REBEL and D3PO on a tiny random model: what a round holds, what an update sees."""
+"""The online loop on a tiny random model: what a round holds, what an update sees and costs, for each method."""
+
+import math
 
 import pytest
 import torch
@@ -7,9 +9,100 @@ from fsalign_lib.advantages import Advantages
 from fsalign_lib.dense_reward import discounted_returns
 from fsalign_lib.models import load as models
 from reproduce import train_online
-from reproduce.training import run as runs
+from reproduce.recipes import make_config
 from reproduce.training.methods import sums_steps
 from tests import tiny
+
+
+@pytest.fixture
+def online(folder, prompts_file, tmp_path):
+    def make(out="run", reward=tiny.brightness, method="pso-online", **overrides):
+        small = {
+            "model": str(folder),
+            "prompts": prompts_file,
+            "rounds": 4,
+            "pairs": 4,
+            "minibatch": 2,
+            "save_every": 2,
+        }
+        config = make_config(train_online.OnlineConfig, method, out=tmp_path / out, **(small | overrides))
+        return train_online.prepare(config, reward=reward)
+
+    return make
+
+
+def weights(setup):
+    return torch.cat([p.detach().flatten() for p in setup.run.parameters])
+
+
+def all_of(setup, pairs, ref):
+    """The loss on all pairs of a round at all steps."""
+    steps = torch.tensor(setup.kernel.stochastic_steps)
+    which = torch.arange(len(pairs.prompts)).repeat_interleave(len(steps))
+    steps = steps.repeat(len(pairs.prompts))[:, None]
+    return train_online.minibatch_loss(setup, pairs, ref, which, steps)
+
+
+def test_a_round_ranks_pairs_and_starts_at_log_two(online):
+    setup = online()
+    pairs = train_online.sample_pairs(setup, 0)
+    assert (pairs.reward[:, 0] > pairs.reward[:, 1]).all()
+    with torch.no_grad():
+        images = setup.model.decode(pairs.states[:, :, -1].flatten(0, 1))
+    torch.testing.assert_close(tiny.brightness(images, []), pairs.reward.flatten())
+    ref = train_online.reference_log_probs(setup, pairs)
+    torch.testing.assert_close(ref, pairs.logp_old, atol=1e-5, rtol=1e-5)
+    loss, diagnostics = all_of(setup, pairs, ref)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-4)
+    assert diagnostics["drift"] < 1e-5
+
+
+def test_the_samples_of_a_round_do_not_depend_on_the_batch_split(online):
+    whole = train_online.sample_pairs(online("a"), 3)
+    split = train_online.sample_pairs(online("b", rollout_batch=1), 3)
+    torch.testing.assert_close(split.states, whole.states, atol=1e-4, rtol=1e-4)
+    assert split.prompts == whole.prompts
+    other = train_online.sample_pairs(online("c", seed=1), 3)
+    assert not torch.allclose(other.states[:, 0, 0], whole.states[:, 0, 0])
+
+
+def test_a_prompt_that_comes_twice_in_a_round_gets_other_noise(online):
+    pairs = train_online.sample_pairs(online(pairs=12), 0)
+    assert sorted(pairs.prompts) == sorted(tiny.PROMPTS * 2)
+    starts = pairs.states[:, :, 0].flatten(0, 1).flatten(1)
+    assert len(starts.unique(dim=0)) == 24
+
+
+def test_network_calls_of_a_round(online):
+    """Four to sample, one for the reference, a small one at the start-up check, one an update."""
+    setup = online(rounds=1, pairs=4, minibatch=2)
+    sizes = []
+    setup.model.network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    setup.model.frozen_copy.register_forward_pre_hook(lambda _, args: sizes.append(-len(args[0])))
+    list(train_online.train(setup))
+    assert sizes == [8] * 4 + [-24, 12] + [12] * 2
+
+
+def test_ties_have_no_gradient(online):
+    setup = online(reward=lambda images, prompts: torch.zeros(len(images)), weight_decay=0.0)
+    before = weights(setup)
+    records = list(train_online.train(setup))
+    assert torch.equal(weights(setup), before)
+    assert records[0]["ties"] == 1 and records[0]["loss"] == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("method", ["pso-online", "d3po"])
+def test_the_winner_becomes_likelier_than_the_loser(online, method):
+    setup = online(method=method, lr=1e-3, epochs=3, rounds=1)
+    pairs = train_online.sample_pairs(setup, 0)
+    ref = train_online.reference_log_probs(setup, pairs)
+    list(train_online.train(setup))
+    _, diagnostics = all_of(setup, pairs, ref)
+    assert diagnostics["margin"] > 0 and diagnostics["accuracy"] > 0.5
+
+
+# SDPO, DDPO, REBEL and D3PO
+
 
 STEPS = 5
 
@@ -19,14 +112,10 @@ def make(folder, prompts_file, tmp_path):
     def make(method="sdpo", out="run", reward=tiny.brightness, **overrides):
         small = {"model": str(folder), "prompts": prompts_file, "rounds": 2, "pairs": 4, "minibatch": 4}
         small |= {"steps": STEPS, "rank": 2, "save_every": 1, "micro_batch": None}
-        config = runs.make_config(train_online.OnlineConfig, method, out=tmp_path / out, **(small | overrides))
+        config = make_config(train_online.OnlineConfig, method, out=tmp_path / out, **(small | overrides))
         return train_online.prepare(config, reward=reward)
 
     return make
-
-
-def weights(setup):
-    return torch.cat([p.detach().flatten() for p in setup.run.parameters])
 
 
 def rows_seen(model):
@@ -207,7 +296,7 @@ def test_bad_settings_are_told_before_any_sampling(make, setting, message):
 def test_the_paper_s_settings():
     """[SDPO Table 2]"""
     for method in ("sdpo", "ddpo", "rebel", "d3po"):
-        config = runs.make_config(train_online.OnlineConfig, method, "full")
+        config = make_config(train_online.OnlineConfig, method, "full")
         assert (config.model, config.kernel, config.steps, config.pairs, config.weight_decay) == (
             "sd-turbo",
             "ddim",
@@ -216,7 +305,7 @@ def test_the_paper_s_settings():
             1e-4,
         )
         assert sums_steps(config) == (method == "rebel")
-    sdpo = runs.make_config(train_online.OnlineConfig, "sdpo", "full")
+    sdpo = make_config(train_online.OnlineConfig, "sdpo", "full")
     assert (sdpo.gamma, sdpo.decay, sdpo.eta, sdpo.clip, sdpo.buffer, sdpo.min_count) == (0.99, 0.99, 1, 1e-4, 32, 16)
 
 

@@ -1,4 +1,4 @@
-"""Training on a handful of given pictures: mixed PSO and its two halves, the prior, PSO without its reference model."""
+"""The offline loop on a tiny random model: noise, errors, mixed PSO and its halves, the prior, PSO for concepts."""
 
 import itertools
 import math
@@ -10,10 +10,62 @@ from PIL import Image
 from fsalign_lib.losses.preference import pso_weights, pso_without_reference
 from fsalign_lib.rollout import rollout, step_log_probs
 from reproduce import recipes, train_offline
-from reproduce.training import references
-from reproduce.training import run as runs
+from reproduce.data import sampled_pairs as pair_files
+from reproduce.recipes import make_config
 from reproduce.training.methods import METHODS
 from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def pair_folder(folder, prompts_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pairs")
+    config = pair_files.PairConfig(out=out, model=str(folder), prompts=prompts_file, count=8, batch=4, steps=2, tie=0)
+    pair_files.build(pair_files.prepare(config, utility=tiny.brightness))
+    return out
+
+
+@pytest.fixture
+def offline(folder, pair_folder, tmp_path):
+    def make(out="run", method="pso-offline", **overrides):
+        small = {"model": str(folder), "pairs": pair_folder, "prior": None, "updates": 4, "batch": 4, "save_every": 2}
+        config = make_config(train_offline.OfflineConfig, method, out=tmp_path / out, **(small | overrides))
+        return train_offline.prepare(config)
+
+    return make
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.loop == "offline"])
+def test_offline_losses_fall_on_their_own_batch(offline, method):
+    setup = offline(method=method, lr=2e-3, updates=8)
+    rows = torch.arange(4)
+    before, diagnostics = train_offline.batch_loss(setup, 0, rows)
+    if "reference" in METHODS[method].needs:
+        assert before.item() == pytest.approx(math.log(2), abs=1e-5)
+        assert diagnostics["margin"] == pytest.approx(0, abs=1e-6)
+    for _ in range(8):
+        for some in setup.run.micro_batches(setup.prompts[:4], 0):
+            setup.run.backward(*train_offline.batch_loss(setup, 0, rows[some]), some)
+        setup.run.step()
+    assert train_offline.batch_loss(setup, 0, rows)[0] < before
+
+
+def test_noised_latents(offline):
+    setup = offline()
+    x_t, eps, t, _ = train_offline.noised(setup, 1, torch.tensor([2, 5]))
+    assert t.tolist() == [[999, 749, 499]] * 2
+    assert x_t.shape == (2, 2, 3, *setup.model.latent_shape)
+    expected = setup.model.schedule.add_noise(setup.latents[torch.tensor([5])][0, 1], eps[1, 1, 2], 499)
+    torch.testing.assert_close(x_t[1, 1, 2], expected)
+    assert len(eps.flatten(0, 2).flatten(1).unique(dim=0)) == 12, "a noise for each picture and time"
+
+    shared = offline("dpo", method="diffusion-dpo")
+    x_t, eps, t, _ = train_offline.noised(shared, 1, torch.tensor([2, 5]))
+    assert torch.equal(eps[:, 0], eps[:, 1]) and t.shape == (2, 1) and t[0] != t[1]
+    sft = offline("sft", method="sft")
+    assert train_offline.noised(sft, 1, torch.tensor([2]))[0].shape[1] == 1, "fine-tuning needs no losers"
+
+
+# on a handful of given pictures
 
 
 def pictures(folder, captions, seed):
@@ -41,7 +93,7 @@ def prior(tmp_path_factory):
 def make(folder, targets, tmp_path):
     def make(out="run", method="pso", **overrides):
         small = {"model": str(folder), "pairs": targets, "prior": None, "updates": 4, "batch": 4, "save_every": 2}
-        config = runs.make_config(train_offline.OfflineConfig, method, out=tmp_path / out, **(small | overrides))
+        config = make_config(train_offline.OfflineConfig, method, out=tmp_path / out, **(small | overrides))
         return train_offline.prepare(config)
 
     return make
@@ -214,6 +266,6 @@ def test_half_gradients_of_a_sum_are_those_of_its_terms():
         a, b = (p * rows.float().mean()).sum(), (p**2).sum()
         return 3 * a + 5 * b, a, b
 
-    found = references.half_gradients(terms, [torch.tensor([0, 2]), torch.tensor([4])], [p])
+    found = train_offline.half_gradients(terms, [torch.tensor([0, 2]), torch.tensor([4])], [p])
     assert found["gradient_target"] == pytest.approx(3 * 2 * 2**0.5)  # the mean over all three rows
     assert found["gradient_reference"] == pytest.approx(5 * 2 * 5**0.5)
