@@ -84,24 +84,25 @@ class DistillConfig(TrainConfig):
     time: int | None
     """The student is the network at this time, fed N(0, I) as x_t (DMD2); None: the start's or the model's own."""
     sigma_init: float | None
-    """Or at the time of the nearest noise level, fed N(0, sigma^2) in EDM's form (DI++ Eq. C.11)."""
+    """Or it is the network at the time of the nearest noise level, fed N(0, sigma^2) in EDM's form (DI++ Eq. C.11)."""
     prompts: str
     """A prompt set (see reproduce/data/prompt_sets.py), or a file with a prompt a line."""
     updates: int
-    """Of the student."""
+    """Updates of the student."""
     batch: int
     """Samples an update, of the student and of the assistant."""
     assistant_updates: int
     """K_TA: updates of the assistant before each of the student."""
     warmup: int
-    """More of them before the student's first."""
+    """Further updates of the assistant before the student's first."""
     assistant_lr: float
+    """The assistant's learning rate; `lr` is the student's."""
     times: Literal["uniform", "log-normal"]
     """Noise at a uniform time t, or at ln sigma ~ N(mean, std^2) truncated to the teacher's levels (DI++ Eq. C.6)."""
     time_range: tuple[int, int]
     """First and last of the uniform times for the student's loss; the assistant learns at all."""
     log_sigma: tuple[float, float]
-    """Mean and std of the log-normal ones, for both."""
+    """Mean and std of ln sigma, for student and assistant, where times are log-normal."""
     weighting: Literal["denoiser", "score", "inverse-gap", "dmd2"]
     """w(t): 1 on denoisers, 1 on scores, 1 / ||d_psi - d_ref|| (DI++ Eq. C.8), 1 / mean |x_0 - d_ref| (DMD2)."""
     assistant_weighting: Literal["eps", "edm", "denoiser"]
@@ -109,9 +110,9 @@ class DistillConfig(TrainConfig):
     distance: Distance = "pseudo-huber"
     """SIM, DI*: d(y) of the score divergence."""
     c: float | None = None
-    """Of the pseudo-Huber distance, in the form that `weighting` names."""
+    """c of the pseudo-Huber distance, in the form that `weighting` names."""
     guidance: float
-    """alpha_cfg. In the reference 1 is none, as a reward 0."""
+    """alpha_cfg: 1 is no guidance in the reference, 0 is none as a reward."""
     guidance_by: Literal["reference", "reward"]
     """Guidance on the teacher's prediction (DI* choice 2), or as a reward beside it (DI* choice 1)."""
     reward: str | None
@@ -141,7 +142,7 @@ class Setup:
 
     @property
     def model(self) -> LatentModel:
-        """The student."""
+        """Return the student, whose weights the run leaves."""
         return self.trio.student
 
 
@@ -218,7 +219,7 @@ def check_settings(config: DistillConfig) -> None:
     positive(c, "updates", "batch", "assistant_updates", "assistant_lr")
     kinds = {"times": ("uniform", "log-normal"), "guidance_by": ("reference", "reward"), "distance": get_args(Distance)}
     kinds |= {"weighting": tuple(WEIGHTS), "assistant_weighting": tuple(ASSISTANT_WEIGHTS)}
-    if "input gradients" in needs:
+    if "distance" in needs:
         kinds["weighting"] = SCORE_WEIGHTS
     for name, kind in kinds.items():
         if getattr(c, name) not in kind:
@@ -240,7 +241,7 @@ def check_settings(config: DistillConfig) -> None:
         raise ValueError(f"time_range = {c.time_range}: expected a first time, and a last one that is not before it")
     if not (math.isfinite(c.log_sigma[0]) and c.log_sigma[1] > 0):
         raise ValueError(f"log_sigma = {c.log_sigma}: expected a mean and a positive std")
-    if "input gradients" in needs and c.distance == "pseudo-huber" and not (c.c is not None and c.c > 0):
+    if "distance" in needs and c.distance == "pseudo-huber" and not (c.c is not None and c.c > 0):
         raise ValueError(f"c = {c.c}: the pseudo-Huber distance needs a positive number")
     if not (math.isfinite(c.guidance) and c.guidance >= 0):
         raise ValueError(f"guidance = {c.guidance}: expected 0 or more")
@@ -399,7 +400,7 @@ def student_minibatch_loss(setup: Setup, samples: Samples, number: int) -> tuple
 
     if unconditional is not None:
         weight = data.weight
-        if through and c.distance == "pseudo-huber":
+        if "distance" in method.needs and c.distance == "pseudo-huber":
             # The paper leaves this reward's w(t) open. The divergence is normalised, so this is: with w = 1 it pulled
             # 27 times as hard at a guidance of 2.5 (mean norms per sample, the pocket's one-step generator).
             weight = weight * inverse_gap_weight(teacher, unconditional)

@@ -47,6 +47,7 @@ class OfflineConfig(TrainConfig):
     """Folder with pairs.jsonl (see reproduce/build_pairs.py); for methods without losers also one of pictures with
     captions (see DATA.md)."""
     updates: int
+    """Updates of the model."""
     batch: int
     """Pairs an update."""
     times: Literal["grid", "uniform"]
@@ -57,7 +58,7 @@ class OfflineConfig(TrainConfig):
     """Folder of pictures with captions whose diffusion loss is added, a picture beside each pair: DreamBooth's
     preservation of the prior. None: no such loss."""
     prior_weight: float = 1.0
-    """Of that loss."""
+    """Weight of the prior's loss."""
     eq5_weights: Literal["printed", "exact"] = "printed"
     """Mixed PSO: omega_n of the targets' errors, 1 as printed or what the derivation gives."""
     halves_every: int | None = None
@@ -83,7 +84,7 @@ class Setup:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the method needs (see reproduce/training/methods.py)."""
+        """Return what the method needs (see reproduce/training/methods.py)."""
         return METHODS[self.config.method].needs
 
 

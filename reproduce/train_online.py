@@ -50,6 +50,7 @@ class OnlineConfig(TrainConfig):
     prompts: str
     """A prompt set of the pocket world, or a text file with a prompt a line."""
     rounds: int
+    """Rounds of sampling and updating."""
     pairs: int
     """Prompts a round, with two samples each."""
     minibatch: int
@@ -73,11 +74,13 @@ class OnlineConfig(TrainConfig):
     min_count: int = 16
     """Trajectories of a prompt before its own statistics are used."""
     advantage_clip: float | None = 5.0
+    """Limit of advantages on either side; None: no limit."""
     eta: float = 1.0
     """REBEL, SDPO: scale of the log-ratios against the rewards, 1 / eta."""
     decay: float = 1.0
     """SDPO: the weight of step n is decay^n / eta."""
     decay_order: Literal["decaying", "reverse"] = "decaying"
+    """SDPO: the weights fall along the trajectory, or, in reverse, rise."""
     clip: float | None = None
     """DDPO: range of the ratio around 1; SDPO: of the log-ratio around 0."""
     last_step: bool = True

@@ -31,6 +31,7 @@ class TrainConfig:
     out: Path
     """Folder of the run: configuration, checkpoints, result."""
     seed: int
+    """Seed of all random numbers of the run."""
     training: Training
     """LoRA, or all weights."""
     rank: int
@@ -38,7 +39,9 @@ class TrainConfig:
     alpha: int | None
     """LoRA scale is alpha / rank; None: alpha = rank."""
     lr: float
+    """AdamW's learning rate."""
     weight_decay: float
+    """AdamW's weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of AdamW's moments."""
     grad_clip: float

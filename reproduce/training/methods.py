@@ -39,6 +39,7 @@ NEEDS: dict[Loop, dict[str, str]] = {
     "distill": {
         "reward": "a reward with a gradient, beside the loss",
         "input gradients": "the graph through the inputs of teacher and assistant",
+        "distance": "a divergence of scores with its own normaliser: the settings `distance` and `c`",
     },
 }
 
@@ -230,13 +231,13 @@ METHODS: dict[str, Method] = {
         "distill",
         sim,
         lambda data, c: (*data.in_form(c.weighting), 1.0, c.distance, c.c, c.reduction),
-        needs=("input gradients",),
+        needs=("input gradients", "distance"),
     ),
     "distar": Method(
         "distill",
         sim,
         lambda data, c: (*data.in_form(c.weighting), 1.0, c.distance, c.c, c.reduction),
-        needs=("input gradients", "reward"),
+        needs=("input gradients", "distance", "reward"),
     ),
 }
 

@@ -121,7 +121,7 @@ def epoch_rows(key: str, seed: int, number: int, total: int, size: int) -> Tenso
     """Return which of `total` rows batch `number` holds: permutations of all rows, one after the other.
 
     Args:
-        key: names the permutations, so that prompts and pairs of one seed have others.
+        key: names the permutations: prompts and pairs of one seed are permuted apart.
 
     Returns:
         long, the same on every process.  # (size,)
