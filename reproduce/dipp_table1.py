@@ -16,10 +16,8 @@ gradient of norm 1, and the pocket's ImageReward with 0.5 times the scale (the m
 decoder, at the start), so that the paper's 0, 1 and 10 stand for none, a weaker and a stronger pull here too.
 """
 
-from collections.abc import Sequence
-
 from reproduce.harness.command import command
-from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
+from reproduce.harness.declare import Column, Prompts, Row, Sampled, Table
 
 SETTINGS = {  # row -> guidance, reward scale
     "cfg1-reward0": (1.0, 0.0),
@@ -51,9 +49,10 @@ TABLE = Table(
     rows={name: Row(title, elsewhere=True) for name, title in OTHERS.items()}
     | {
         "teacher": Row("teacher, 30 steps", sampled=TEACHER),
-        "pretrained": Row(
-            "pre-trained by Diff-Instruct", at_full=Row("pre-trained by Diff-Instruct", "diff-instruct", seeds=(0,))
-        ),
+        "pretrained": {
+            "pocket": Row("pre-trained by Diff-Instruct"),
+            "full": Row("pre-trained by Diff-Instruct", "diff-instruct", seeds=(0,)),
+        },
     }
     | {
         name: Row(
@@ -70,11 +69,15 @@ TABLE = Table(
     },
     steps=(1,),
     metrics={
-        "aesthetic": ("Aesthetic", 2),
-        "imagereward": ("ImageReward", 2),
-        "pickscore": ("PickScore", 2),
+        "aesthetic": Column("Aesthetic", 2),
+        "imagereward": Column("ImageReward", 2),
+        "pickscore": Column("PickScore", 2),
     },
-    beside={"accuracy": ("animal accuracy", 3), "diversity": ("diversity", 3), "sharpness": ("sharpness", 4)},
+    beside={
+        "accuracy": Column("animal accuracy", 3),
+        "diversity": Column("diversity", 3),
+        "sharpness": Column("sharpness", 4),
+    },
     models={"pocket": "pocket-one-step", "full": "pixart-alpha"},
     teachers={"pocket": "pocket-teacher", "full": "pixart-alpha"},
     note="The paper trained one generator of each kind, and says what it took for the aligned ones alone: 4 A100 for 4 "
@@ -82,17 +85,6 @@ TABLE = Table(
     "partly lost in the text at hand, and are put down in the order of the rows. The pre-trained generator is not in "
     "the paper's table. The paper's PickScore, a cosine, is printed times 100, as in the other tables.",
 )
-SMALL = {"updates": 1, "batch": 2, "assistant_updates": 1}
-SMOKE = World(
-    pictures=2,
-    prompts=2,
-    settings={"diff-instruct": SMALL, "dipp": SMALL | {"warmup": 1}},
-)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command(TABLE, SMOKE, __doc__, argv)
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

@@ -6,38 +6,37 @@ python reproduce/distar_pareto.py --smoke --out runs/smoke
 
 DI++ (KL) and DI* (score) at reward scales 0, 10, 30 and 100, with the same settings otherwise. A row of DI* is held to
 the line through DI++'s points at the reward that it reached (`ahead`). Training runs are shared with distar_table1.py,
-distar_table2.py and distar_table3.py (see distar_rows.py).
+distar_table2.py and distar_table3.py (see papers/distar.py).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from fsalign_lib.metrics.statistics import crossed_interval
-from reproduce.evaluation.scores import mean
 from reproduce.harness.command import command
-from reproduce.harness.declare import Prompts, Table, World
-from reproduce.harness.figures import Line, Panel, Sheet
-from reproduce.papers import distar as distar_rows
+from reproduce.harness.declare import Column, Own, Prompts, Table
+from reproduce.harness.sheets import Line, Panel, Sheet
+from reproduce.papers import distar
 
 KL = ("diff-instruct", "dipp-10", "dipp-30", "dipp")
 SCORE = ("sim", "distar-10", "distar-30", "distar")
 REWARD = "pickscore"
 DIVERSITY = {
-    "vendi": ("Vendi score", 3),
-    "recall": ("recall", 3),
-    "modes": ("backgrounds of 8", 2),
+    "vendi": Column("Vendi score", 3),
+    "recall": Column("recall", 3),
+    "modes": Column("backgrounds of 8", 2),
 }
 
 
 def numbers(scores: Sequence) -> np.ndarray:
-    """(P, E); nan where a metric says nothing."""
+    """Return scores as an array (P, E), nan where a metric says nothing."""
     return np.array(scores, dtype=float)
 
 
 def along(curve: Sequence[tuple[float, np.ndarray]], reward: float) -> np.ndarray:
-    """What a curve of (reward, scores (P, E)) has at a reward, linearly between its points in the order of their
-    rewards; its end beyond."""
+    """Return what a curve of (reward, scores (P, E)) has at a reward: between its points, in the order of their
+    rewards, linearly; beyond them its end."""
     points = sorted(curve, key=lambda point: point[0])
     place = np.interp(reward, [at for at, _ in points], range(len(points)))
     low = min(int(place), len(points) - 2)
@@ -45,13 +44,15 @@ def along(curve: Sequence[tuple[float, np.ndarray]], reward: float) -> np.ndarra
     return (1 - share) * points[low][1] + share * points[low + 1][1]
 
 
-def ahead(runs: list[dict], prompts: dict[str, list[str]]) -> None:
+def ahead(table: Table, runs: list[dict], prompts: dict[str, list[str]]) -> dict[str, Any]:
     """Give each of DI*'s rows `<metric>-ahead`: its diversity less that of the KL's curve, of the same training seed,
     at the same mean reward; the model as it is gets 0, to compare with.
 
     The curve is followed picture by picture, and ends where its rewards end: a row with a reward beyond the largest is
     held to the KL's row of the largest.
     """
+    from reproduce.evaluation.scores import mean
+
     found = {(run["row"], run["seed"]): run["cells"] for run in runs}
     for (row, seed), cells in found.items():
         for cell, own in cells.items():
@@ -67,10 +68,13 @@ def ahead(runs: list[dict], prompts: dict[str, list[str]]) -> None:
                 rows = [[None if v != v else round(v, 5) for v in some] for some in differences.tolist()]
                 own["scores"] = own["scores"] | {f"{metric}-ahead": rows}
                 own["means"] = own["means"] | {f"{metric}-ahead": mean(rows)}
+    return {}
 
 
 def panel(result: dict, metric: str) -> Panel:
-    """Diversity over reward, with the 95% interval of each point; rows that were not run are left out."""
+    """Return diversity over reward, with the 95% interval of each point; rows that were not run are left out."""
+    from fsalign_lib.metrics.statistics import crossed_interval
+
     lines = []
     for label, names, color in (("KL (DI++)", KL, "orange"), ("score (DI*)", SCORE, "blue")):
         points = []
@@ -86,10 +90,12 @@ def panel(result: dict, metric: str) -> Panel:
             values = np.stack([means for _, means, _ in points], 1).tolist()
             bars = [(interval.low, interval.high) for _, _, interval in points]
             lines.append(Line(label, color, [reward for reward, _, _ in points], values, bars))
-    return Panel(DIVERSITY[metric][0], "PickScore", DIVERSITY[metric][0], lines)
+    title = DIVERSITY[metric].title
+    return Panel(title, "PickScore", title, lines)
 
 
 def figures(result: dict) -> dict[str, Sheet]:
+    """Return one sheet: a panel for each measure of diversity."""
     caption = "Diversity over reward, at reward scales 0, 10, 30 and 100; bars are 95% intervals"
     return {"pareto": Sheet(caption, [[panel(result, metric) for metric in DIVERSITY]])}
 
@@ -97,33 +103,27 @@ def figures(result: dict) -> dict[str, Sheet]:
 TABLE = Table(
     name="distar_pareto",
     title="DI*: diversity at equal reward, KL against score divergence",
-    rows=distar_rows.rows("base", *KL, *SCORE),
+    rows=distar.rows("base", *KL, *SCORE),
     prompts={"plain": Prompts("plain prompts", "test-pickapic", "parti")},
     steps=(1,),
-    metrics={f"{name}-ahead": (f"{title}, ahead", decimals) for name, (title, decimals) in DIVERSITY.items()},
-    beside={REWARD: ("PickScore", 2), "hps": ("HPSv2", 2)}
+    metrics={
+        "vendi-ahead": Column("Vendi score, ahead", 3),
+        "recall-ahead": Column("recall, ahead", 3, scale="pocket"),
+        "modes-ahead": Column("backgrounds of 8, ahead", 2, scale="pocket"),
+    },
+    beside={REWARD: Column("PickScore", 2), "hps": Column("HPSv2", 2)}
     | DIVERSITY
-    | {"precision": ("precision", 3), "accuracy": ("animal accuracy", 3)},
-    models=distar_rows.MODELS,
-    teachers=distar_rows.TEACHERS,
+    | {"precision": Column("precision", 3), "accuracy": Column("animal accuracy", 3)},
+    models=distar.MODELS,
+    teachers=distar.TEACHERS,
     pictures={"pocket": 8, "full": 8},
-    equal_budgets=("pocket",),
-    pool=distar_rows.POOL,
-    derive=ahead,
-    figures=figures,
-    scales={"recall-ahead": "pocket", "modes-ahead": "pocket"},
+    own=Own(derive=ahead, figures=figures),
     note="The paper says in words that the score divergence keeps diversity where KL loses it. *Ahead* is a row's "
     "diversity less that of the line through the KL's rows, of the same training seed, at the PickScore that the row "
     "reached; beyond the KL's largest reward, less that of its row there. The model as it is has 0. Recall and "
-    f"backgrounds are of the pocket world alone; there {distar_rows.STANDS} Reward scales are the paper's (see "
-    "distar_rows.py).",
+    f"backgrounds are of the pocket world alone; there {distar.STANDS} Reward scales are the paper's (see "
+    "papers/distar.py).",
 )
-SMOKE = World(pictures=4, prompts=3, settings=dict.fromkeys(distar_rows.METHODS, distar_rows.SMOKE))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command(TABLE, SMOKE, __doc__, argv)
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

@@ -30,7 +30,9 @@ from fsalign_lib.twins import architectures
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain
 from reproduce.data.prompt_sets import read_prompts
+from reproduce.harness.command import at_scale
 from reproduce.harness.declare import Table
+from reproduce.harness.rows import trained_here
 from reproduce.planner.distill_footprint import DistillFootprint, DistillNetworks, key
 from reproduce.planner.footprint import Footprint, Networks
 from reproduce.planner.gpus import GPU, MEMORIES, USABLE, UTILISATION, named
@@ -90,7 +92,7 @@ def trained_rows(table: Table, asked: Sequence[str]) -> list[str]:
     Raises:
         ValueError: one that the table lacks, or one asked for that is not trained; or nothing in the table is.
     """
-    trained = [name for name, row in table.rows.items() if row.method and not table.reads]
+    trained = [name for name, row in table.rows.items() if trained_here(table, row)]
     if not trained:
         raise ValueError(f"{table.name} trains nothing, so there is nothing to plan")
     for name in asked:
@@ -109,7 +111,7 @@ def row_config(config: PlanConfig, table: Table, name: str) -> TrainConfig:
     row = table.rows[name]
     config_type = OnlineConfig if METHODS[row.method].loop == "online" else OfflineConfig
     models = row.sampled.models if row.sampled else table.models
-    settings = {"model": models[config.scale]} | row.own(config.scale)
+    settings = {"model": models[config.scale]} | row.settings
     if METHODS[row.method].loop == "distill":
         config_type, settings = DistillConfig, {"teacher": table.teachers[config.scale]} | settings
     settings |= {"model": config.model} if config.model else {}
@@ -150,7 +152,7 @@ class Plan:
 
 def prepare(config: PlanConfig) -> Plan:
     """Raises: ValueError: see the messages."""
-    gpu, table = named(config.gpu), read_table(config.table)
+    gpu, table = named(config.gpu), at_scale(read_table(config.table), config.scale)
     positive(config, "count", "utilisation", "held")
     if config.utilisation > 1:
         raise ValueError(f"utilisation = {config.utilisation}: expected a share of the peak, at most 1")

@@ -16,11 +16,13 @@ clamp: "without the clamp" must give the base recipe's numbers, and what the cla
 The two weights of Eq. 5 belong to the mixed objective, which has targets in place of winners: pso_style.py has both.
 """
 
-from collections.abc import Sequence
+import itertools
+import statistics
+from typing import Any
 
-from reproduce import pso_table2
 from reproduce.harness.command import command
-from reproduce.harness.declare import Row, Table, World
+from reproduce.harness.declare import Column, Own, Row, Table
+from reproduce.papers import pso
 
 # As published for SDXL-DMD2; in the full recipe beta is the paper's.
 CODE = {"reduction": "mean", "sum_steps": "outside", "beta": 50.0, "clamp": 0.1, "shared_start": False, "steps": 4}
@@ -43,41 +45,103 @@ VARIANTS = {
 }
 
 
+BASE = "code"  # the row that every other one is held to
+LAST = 5  # rounds that the end of training is the mean of
+WATCHED = {  # of a run's records
+    "drift": Column("mean &#124;log-ratio&#124;", 4),
+    "clamped": Column("share clamped", 3),
+    "accuracy": Column("pairs ranked right", 3),
+    "loss": Column("loss", 4),
+}
+
+
 def row(name: str, title: str, own: dict) -> Row:
+    """Return a row of VARIANTS, at ten times the rate where its name says "fast"."""
     rate = 10 if name.startswith("fast") else 1
     short, full = ({**some, "lr": some["lr"] * rate} for some in (SHORT, FULL))
-    return Row(title, "pso-online", CODE | own | short, full, tuning=TUNING)
+    return Row(title, "pso-online", CODE | own | short, full=full, tuning=TUNING)
+
+
+def compare_with_base(table: Table, runs: list[dict], prompts: dict[str, list[str]]) -> dict[str, Any]:
+    """Give each run the end of its training, and return how far each row lies from the base recipe."""
+    from reproduce.evaluation.scores import compare
+    from reproduce.harness.claims import paired
+
+    for run in runs:
+        if run["training"]:
+            end = run["training"]["history"][-LAST:]
+            run["training"]["end"] = {key: statistics.mean(record[key] for record in end) for key in WATCHED}
+    found = []
+    for name, some, steps in itertools.product(table.rows, table.prompts, table.steps):
+        sides = paired(table, runs, prompts, (name, BASE), some, steps)
+        if name != BASE and sides:
+            place = {"row": name, "prompts": some, "steps": steps}
+            found += [place | {"metric": metric} | compare(*sides, metric)._asdict() for metric in table.metrics]
+    return {"differences": found}
+
+
+def sections(table: Table, result: dict | None) -> list[str]:
+    """Print how far each row lies from the base recipe, with its interval, and how its training ended."""
+    from reproduce.harness.page import markdown_table
+
+    parts = [f"## Difference from {table.rows[BASE].title}"]
+    for prompts, steps in itertools.product(table.prompts, table.steps):
+        place = {"prompts": prompts, "steps": steps}
+        body = [
+            [
+                about.title,
+                *(difference(result, {"row": name, "metric": m} | place, c) for m, c in table.metrics.items()),
+            ]
+            for name, about in table.rows.items()
+            if name != BASE
+        ]
+        parts.append(markdown_table(["row", *(column.title for column in table.metrics.values())], body))
+    ends = [
+        [about.title, *(ended(result, name, key, column) for key, column in WATCHED.items())]
+        for name, about in table.rows.items()
+        if about.method
+    ]
+    parts.append("Row less base recipe, with its 95% interval, bold where that does not hold 0.")
+    parts.append(f"The end of training, mean over {LAST} rounds ± standard deviation over training seeds:")
+    return [*parts, markdown_table(["row", *(column.title for column in WATCHED.values())], ends)]
+
+
+def difference(result: dict | None, place: dict, column: Column) -> str:
+    """Print a row's difference from the base recipe, such as "**+0.10 [+0.02, +0.18]**"."""
+    from reproduce.harness.page import NOT_RUN, interval
+
+    found = [d for d in result["differences"] if place.items() <= d.items()] if result else []
+    if not found:
+        return NOT_RUN
+    bold = "**" * (found[0]["low"] > 0 or found[0]["high"] < 0)
+    return f"{bold}{interval(found[0], column.decimals)}{bold}"
+
+
+def ended(result: dict | None, row: str, key: str, column: Column) -> str:
+    """Print a record's mean at the end of training, with its standard deviation over training seeds."""
+    from reproduce.harness.page import NOT_RUN, mean_and_deviation
+
+    values = [run["training"]["end"][key] for run in result["runs"] if run["row"] == row] if result else []
+    return mean_and_deviation(values, column.decimals) if values else NOT_RUN
 
 
 TABLE = Table(
     name="pso_ablations",
     title="PSO: choices on which the paper and its code disagree",
     rows={"base": Row("base")} | {name: row(name, *about) for name, about in VARIANTS.items()},
-    prompts={"parti": pso_table2.TABLE.prompts["parti"]},
+    prompts={"parti": pso.PROMPTS["parti"]},
     steps=(4,),
-    metrics=pso_table2.TABLE.metrics,
-    beside=pso_table2.TABLE.beside,
+    metrics=pso.METRICS,
+    beside=pso.BESIDE,
     models={"pocket": "pocket-renoise", "full": "sdxl-dmd2"},
     teachers={},
     pictures={"pocket": 2, "full": 1},
-    against="code",
-    watched={
-        "drift": ("mean &#124;log-ratio&#124;", 4),
-        "clamped": ("share clamped", 3),
-        "accuracy": ("pairs ranked right", 3),
-        "loss": ("loss", 4),
-    },
+    own=Own(derive=compare_with_base, sections=sections),
     note="Online PSO on PickScore, a short run of each form: the published code's is the base recipe, each row changes "
     "one thing, *as printed* all of them. The mean log-ratio is in the row's own units: a mean over latent dimensions "
     "or, for *summed* and *as printed*, their sum. The paper has no such table: what it claims of online PSO is "
     "asked of each row. The two weights of Eq. 5 belong to the mixed objective: see [its page](pso_style.md).",
 )
-SMOKE = World(pictures=2, prompts=2, settings={"pso-online": {"rounds": 1, "pairs": 2, "minibatch": 2}})
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command(TABLE, SMOKE, __doc__, argv)
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

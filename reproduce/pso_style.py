@@ -12,21 +12,18 @@ recognised in them; the pictures themselves stand in pso_style-drift.png.
 start's, and by its end; that plain fine-tuning blurs and degrades, by sharpness and by recognition at the end.
 """
 
+from __future__ import annotations
+
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from reproduce.harness.command import command
+from reproduce.harness.declare import Column, Drawing, Own, Prompts, Row, Table
+from reproduce.harness.sheets import Sheet, panel
 
-from fsalign_lib.plotting import contact_sheet, save_pictures
-from reproduce.common.cli import command_line
-from reproduce.common.shards import processes
-from reproduce.evaluation.scores import sample
-from reproduce.harness import command as table_command
-from reproduce.harness import settings as table_settings
-from reproduce.harness import snapshots as curve_runs
-from reproduce.harness.declare import Prompts, Row, Table, World
-from reproduce.harness.figures import Sheet, panel
+if TYPE_CHECKING:
+    from reproduce.harness.rows import Work
 
 COLORS = {"sft": ("plain fine-tuning", "orange"), "pso": ("mixed PSO", "blue"), "pso-exact": ("exact weights", "green")}
 SHOWN = {  # prompts of the drift's pictures at each scale
@@ -40,20 +37,56 @@ TRIED = (
     "a run of 100 updates at training seed 7 for each of lr 3e-6, 1e-5, 3e-5, 1e-4; kept was the highest (1 - distance "
     "/ the base's distance) x (share of pictures with the animal recognised), on 24 training prompts"
 )
+# Of a run's records, those that the result keeps over all of training.
+SERIES = ("gradient_target", "gradient_reference", "gradient_cosine", "loss", "error", "margin")
 BETAS = "; beside the paper's beta = 50 also 5 and 0.5 at lr 1e-5, which scored {}"
 
 
 def figures(result: dict) -> dict[str, Sheet]:
-    """Distance to the style, sharpness and recognition over training, for pictures of 4 steps and of 1."""
+    """Return distance to the style, sharpness and recognition over training, for pictures of 4 steps and of 1."""
     rows = []
     for steps in TABLE.steps:
         cell, panels = f"prompts-{steps}", []
-        for metric, (label, _) in (TABLE.metrics | TABLE.beside).items():
+        for metric, column in (TABLE.metrics | TABLE.beside).items():
             if metric.endswith("-rise") or not any(metric in run["cells"][cell]["means"] for run in result["runs"]):
                 continue
-            panels.append(panel(result, COLORS, cell, metric, f"{steps} step{'s' * (steps > 1)}", label))
+            panels.append(panel(result, COLORS, cell, metric, f"{steps} step{'s' * (steps > 1)}", column.title))
         rows.append(panels)
     return {"curves": Sheet("Style transfer over training", rows)}
+
+
+def keep_series(table: Table, runs: list[dict], prompts: dict[str, list[str]]) -> dict[str, Any]:
+    """Keep the SERIES of each run, of which results otherwise hold the last record alone."""
+    for run in runs:
+        if run["training"]:
+            history = run["training"]["history"]
+            run["training"]["series"] = {name: [r[name] for r in history if name in r] for name in SERIES}
+    return {}
+
+
+def draw_drift(work: Work, path: Path) -> None:
+    """Draw the first training seed of each row: a line for each row and prompt, a column for each snapshot."""
+    import torch
+
+    from fsalign_lib.plotting import contact_sheet, save_pictures
+    from reproduce.evaluation.scores import sample
+    from reproduce.harness.rows import training_config
+    from reproduce.harness.snapshots import snapshots
+
+    seed, prompts = work.table.seeds[0], list(SHOWN["pocket" if work.world.twins else work.world.scale])
+    steps, lines = work.table.steps[0], []
+    for row in COLORS:
+        with work.model.reference():
+            columns = [sample(work.model, None, steps, prompts, [0])[:, 0]]
+        for snapshot in snapshots(work, row, seed):
+            work.model.load_adapter(snapshot)
+            columns.append(sample(work.model, None, steps, prompts, [0])[:, 0])
+        lines.append(torch.stack(columns, 1).cpu())  # (prompts, snapshots + 1, 3, H, W)
+    images = torch.cat(lines).flatten(0, 1)
+    every = training_config(work, "sft", seed).snapshot_every
+    heads = [f"update {every * i}" for i in range(len(columns))]
+    titles = [textwrap.fill(f"{title}: {prompt}", 18) for title, _ in COLORS.values() for prompt in prompts]
+    save_pictures(contact_sheet(images, columns=len(columns), rows=titles, heads=heads), path)
 
 
 TABLE = Table(
@@ -80,75 +113,32 @@ TABLE = Table(
     prompts={"prompts": Prompts("prompts of the style's pictures", "animals", "pokemon")},
     steps=(4, 1),
     metrics={
-        "style-distance": ("distance to the style", 4),
-        "style-distance-rise": ("its mean rise", 4),
-        "sharpness": ("sharpness", 4),
-        "creature": ("animal recognised", 3),
+        "style-distance": Column("distance to the style", 4, lower=True),
+        "style-distance-rise": Column("its mean rise", 4, lower=True),
+        "sharpness": Column("sharpness", 4),
+        "creature": Column("animal recognised", 3),
     },
-    beside={"diversity": ("diversity", 3)},
-    lower=("style-distance", "style-distance-rise"),
+    beside={"diversity": Column("diversity", 3)},
     models={"pocket": "pocket-turbo", "full": "sdxl-turbo"},
     teachers={},
     pictures={"pocket": 2, "full": 1},
-    curve=True,
-    targets={"pocket": "chalk", "full": "pokemon"},
-    series=("gradient_target", "gradient_reference", "gradient_cosine", "loss", "error", "margin"),
-    drawn={"drift": "The same prompts and noise over training: plain fine-tuning, mixed PSO with either weighting"},
-    figures=figures,
+    own=Own(
+        curve=True,
+        targets={"pocket": "chalk", "full": "pokemon"},
+        derive=keep_series,
+        figures=figures,
+        drawings={
+            "drift": Drawing(
+                "The same prompts and noise over training: plain fine-tuning, mixed PSO with either weighting",
+                draw_drift,
+            )
+        },
+    ),
     note="The distance to the style is a 1-Wasserstein distance of palettes and lines to the style's own pictures "
     "(likeness.py); *its mean rise* is the mean over training of the distance less that of the start. An animal is "
     "recognised if most of the nearest renders, in either style and by the held-out classifier's features, show it. "
     "The rows of mixed PSO differ in the weight of the targets' half of Eq. 5: 1 as printed, or as derived.",
 )
-SMOKE = World(
-    pictures=2,
-    prompts=2,
-    settings={
-        "targets": {"count": 4},
-        "sft": {"updates": 2, "batch": 2, "snapshot_every": 1},
-        "pso": {"updates": 2, "batch": 2, "snapshot_every": 1},
-    },
-)
-
-
-def draw_drift(work: table_settings.Work, path: Path) -> None:
-    """Pictures of the first training seed of each row: a line for each row and prompt, a column for each snapshot."""
-    seed, prompts = work.table.seeds[0], list(SHOWN["pocket" if work.world.twins else work.world.scale])
-    sheet, columns = [], 0
-    for row in COLORS:
-        folder = work.folder / f"{row}-{seed}"
-        snapshots = curve_runs.snapshots(work, row, seed, folder)
-        with work.model.reference():
-            columns_of_row = [sample(work.model, None, work.table.steps[0], prompts, [0])[:, 0]]
-        for snapshot in snapshots:
-            work.model.load_adapter(snapshot)
-            columns_of_row.append(sample(work.model, None, work.table.steps[0], prompts, [0])[:, 0])
-        sheet.append(torch.stack(columns_of_row, 1).cpu())  # (prompts, snapshots + 1, 3, H, W)
-        columns = len(columns_of_row)
-    images = torch.cat(sheet).flatten(0, 1)
-    every = work.table.rows["sft"].own(work.world.scale)["snapshot_every"]
-    heads = [f"update {every * i}" for i in range(columns)]
-    titles = [textwrap.fill(f"{title}: {prompt}", 18) for title, _ in COLORS.values() for prompt in prompts]
-    save_pictures(contact_sheet(images, columns=columns, rows=titles, heads=heads), path)
-
-
-def run(ready: table_command.Ready) -> None:
-    table_command.run(ready)
-    if ready.work is None or not processes().is_main_process:
-        return
-    if all(table_settings.run_path(ready.work.folder, row, TABLE.seeds[0]).exists() for row in COLORS):
-        name = table_command.file_name(TABLE.name, ready.config)
-        draw_drift(ready.work, ready.config.out / f"{name}-drift.png")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command_line(
-        lambda args: table_command.parse(args, __doc__),
-        lambda config: table_command.prepare(TABLE, config, table_command.choose_world(config, SMOKE)),
-        run,
-        argv,
-    )
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

@@ -9,19 +9,14 @@ So are the pairs. The paper's SDXL-LCM is a distilled network and its LCM-LoRA a
 the teacher, so at pocket scale "base" and "teacher + LCM-LoRA" are one model.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-from reproduce import pso_table1
 from reproduce.harness.command import command
-from reproduce.harness.declare import Row, Sampled
+from reproduce.harness.declare import Own, Row, Sampled, Table
+from reproduce.papers import pso
 
 LORA = {"pocket": "pocket-lcm", "full": "sdxl-lcm-lora"}
 RANK = {"rank": 32}  # PSO App. B.1, at full scale
-TUNING = pso_table1.TUNING
 
-TABLE = replace(
-    pso_table1.TABLE,
+TABLE = Table(
     name="pso_table3",
     title="PSO Table 3: human preference tuning of SDXL-LCM",
     rows={
@@ -31,22 +26,20 @@ TABLE = replace(
             sampled=Sampled(LORA, steps=4, guidance={"pocket": 1.0, "full": 1.0}, kernel="renoise"),
         ),
         "dpo-lora": Row("DPO + LCM-LoRA", start="dpo", composed=LORA),
-        "offline": Row("offline PSO", "pso-offline", full=RANK, tuning=TUNING),
-        "online": Row("online PSO", "pso-online", full=RANK, tuning=TUNING),
+        "offline": Row("offline PSO", "pso-offline", full=RANK, tuning=pso.TUNING),
+        "online": Row("online PSO", "pso-online", full=RANK, tuning=pso.TUNING),
     },
+    prompts=pso.PROMPTS,
+    steps=(4,),
+    metrics=pso.METRICS,
+    beside=pso.BESIDE,
     models={"pocket": "pocket-lcm", "full": "sdxl-lcm"},
-    shares=pso_table1.TABLE,
+    teachers=pso.TEACHER.models,
+    pictures={"pocket": 2, "full": 1},
+    own=Own(starts={"dpo": pso.DPO}),
     note="At pocket scale the LCM is a LoRA on the teacher, so *base* and *teacher + LCM-LoRA* are one model, and the "
     "claims against either are one claim. The DPO'd teachers and the pairs are those of Table 1.",
 )
-SMOKE = replace(
-    pso_table1.SMOKE, settings={name: own for name, own in pso_table1.SMOKE.settings.items() if name != "sft"}
-)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command(TABLE, SMOKE, __doc__, argv)
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

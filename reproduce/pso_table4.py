@@ -12,24 +12,19 @@ places. Rows of PSO that have the reference model show what leaving it out chang
 At full scale the subject is DreamBooth's dog: which of the 30 subjects the paper averages over is not published.
 """
 
+from __future__ import annotations
+
 import textwrap
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from reproduce.harness.command import command
+from reproduce.harness.declare import Column, Drawing, Own, Prompts, Row, Table
+from reproduce.papers import pso
 
-from fsalign_lib.plotting import contact_sheet, save_pictures
-from reproduce.common.cli import command_line
-from reproduce.common.files import last_checkpoint
-from reproduce.common.shards import processes
-from reproduce.evaluation.scores import sample
-from reproduce.harness import command as table_command
-from reproduce.harness import rows as table_runs
-from reproduce.harness import settings as table_settings
-from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
+if TYPE_CHECKING:
+    from reproduce.harness.rows import Work
 
-TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=10, guidance={"pocket": 2.5, "full": 5.0})
 POCKET = {"updates": 60, "batch": 4}
 FULL = {"updates": 1000, "lr": 5e-5, "resize": True}  # PSO App. B.3
 EQ6 = {"lr": 1e-4, "times": "grid", "shared_noise": True, "beta": 5.0, "sum_steps": "inside", "prior_weight": 1.0}
@@ -43,9 +38,28 @@ SHOWN = (
 )
 
 
-def teacher(row: Row) -> Row:
-    """50 steps at full scale, as printed."""
-    return replace(row, sampled=TEACHER, at_full=replace(row, sampled=replace(TEACHER, steps=50)))
+def draw_concept(work: Work, path: Path) -> None:
+    """Draw each row at its first training seed, on the same prompts and noise."""
+    import torch
+
+    from fsalign_lib.plotting import contact_sheet, save_pictures
+    from reproduce.evaluation.scores import sample
+    from reproduce.harness.rows import trained_model
+
+    prompts = work.prompts["contexts"][: len(SHOWN)] if work.world.scale == "full" else list(SHOWN)
+    steps, rows = work.table.steps[0], []
+    for name, row in work.table.rows.items():
+        if row.method is None:
+            with work.model.reference():
+                rows.append(sample(work.model, None, steps, prompts, [0])[:, 0])
+            continue
+        how = (row.sampled.kernel, row.sampled.steps) if row.sampled else (None, steps)
+        eta = {"eta": row.sampled.eta} if row.sampled else {}
+        rows.append(sample(trained_model(work, name, work.table.seeds[0]), *how, prompts, [0], **eta)[:, 0])
+    images = torch.stack([row.cpu() for row in rows]).flatten(0, 1)
+    heads = [textwrap.fill(prompt, 16) for prompt in prompts]
+    titles = [textwrap.fill(row.title, 16) for row in work.table.rows.values()]
+    save_pictures(contact_sheet(images, columns=len(prompts), rows=titles, heads=heads), path)
 
 
 TABLE = Table(
@@ -53,7 +67,7 @@ TABLE = Table(
     title="PSO Table 4: concept customization",
     rows={
         "base": Row("student, untrained"),
-        "teacher": teacher(
+        "teacher": pso.sampled_by_teacher(
             Row(
                 "DreamBooth, teacher",
                 "dreambooth",
@@ -79,18 +93,24 @@ TABLE = Table(
     },
     prompts={"contexts": Prompts("the concept in unseen contexts", "concept", "dreambooth-prompts")},
     steps=(4,),
-    metrics={"clip-t": ("CLIP-T", 3), "dino": ("DINO", 3), "clip-i": ("CLIP-I", 3)},
+    metrics={"clip-t": Column("CLIP-T", 3), "dino": Column("DINO", 3), "clip-i": Column("CLIP-I", 3)},
     beside={
-        "concept": ("concept recognised", 3),
-        "context": ("context right", 3),
-        "sharpness": ("sharpness", 4),
-        "diversity": ("diversity", 3),
+        "concept": Column("concept recognised", 3),
+        "context": Column("context right", 3),
+        "sharpness": Column("sharpness", 4),
+        "diversity": Column("diversity", 3),
     },
     models={"pocket": "pocket-turbo", "full": "sdxl-turbo"},
-    teachers=TEACHER.models,
+    teachers=pso.TEACHER.models,
     pictures={"pocket": 8, "full": 4},
-    targets={"pocket": "panda", "full": "dreambooth"},
-    drawn={"concept": "The same unseen contexts and noise in each row of the table, at the first training seed"},
+    own=Own(
+        targets={"pocket": "panda", "full": "dreambooth"},
+        drawings={
+            "concept": Drawing(
+                "The same unseen contexts and noise in each row of the table, at the first training seed", draw_concept
+            )
+        },
+    ),
     note="CLIP-T is the CLIP score with the concept's name left out of the prompt; CLIP-I and DINO are mean cosines to "
     "the five pictures that were learnt from. At pocket scale DINO is a DINO-like self-supervised encoder "
     "(fsalign_lib/pocket/selfsup.py). The concept is recognised if most of the nearest renders, among as many of each "
@@ -98,56 +118,6 @@ TABLE = Table(
     "The teacher is sampled by DDIM with guidance, in 10 steps at pocket scale and 50 at full scale, all others in 4."
     " The untrained student and the rows of offline PSO are ours, not the paper's.",
 )
-SMOKE = World(
-    pictures=2,
-    prompts=2,
-    settings={
-        "targets": {"count": 2, "references": 2, "prior": 2},
-        "dreambooth": {"updates": 1, "batch": 2},
-        "pso-offline": {"updates": 1, "batch": 2},
-        "pso-customize": {"updates": 1, "batch": 2},
-    },
-)
-
-
-def draw_concept(work: table_settings.Work, path: Path) -> None:
-    """Each row at its first training seed, on the same prompts and noise."""
-    prompts = work.prompts["contexts"][: len(SHOWN)] if work.world.scale == "full" else list(SHOWN)
-    rows = []
-    for row, this in work.table.rows.items():
-        if this.method is None:
-            with work.model.reference():
-                rows.append(sample(work.model, None, work.table.steps[0], prompts, [0])[:, 0])
-            continue
-        model = table_runs.sampled_model(work, row) if this.sampled else work.model
-        model.load_adapter(last_checkpoint(work.folder / f"{row}-{work.table.seeds[0]}"))
-        how = (this.sampled.kernel, this.sampled.steps) if this.sampled else (None, work.table.steps[0])
-        rows.append(sample(model, *how, prompts, [0], **({"eta": this.sampled.eta} if this.sampled else {}))[:, 0])
-    images = torch.stack([row.cpu() for row in rows]).flatten(0, 1)
-    heads = [textwrap.fill(prompt, 16) for prompt in prompts]
-    titles = [textwrap.fill(this.title, 16) for this in work.table.rows.values()]
-    save_pictures(contact_sheet(images, columns=len(prompts), rows=titles, heads=heads), path)
-
-
-def run(ready: table_command.Ready) -> None:
-    table_command.run(ready)
-    work = ready.work
-    if work is None or not processes().is_main_process:
-        return
-    trained = [row for row, this in work.table.rows.items() if this.method]
-    if all(table_settings.run_path(work.folder, row, work.table.seeds[0]).exists() for row in trained):
-        name = table_command.file_name(TABLE.name, ready.config)
-        draw_concept(work, ready.config.out / f"{name}-concept.png")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command_line(
-        lambda args: table_command.parse(args, __doc__),
-        lambda config: table_command.prepare(TABLE.at(config.scale), config, table_command.choose_world(config, SMOKE)),
-        run,
-        argv,
-    )
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

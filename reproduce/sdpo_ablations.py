@@ -15,12 +15,10 @@ the same kind, with nothing beside them.
 many times that of the others, and the reward of its prediction does not depend on its own action.
 """
 
-from collections.abc import Sequence
-
-from reproduce import sdpo_curves
 from reproduce.harness.command import command
-from reproduce.harness.declare import Row, Table, World
-from reproduce.harness.figures import Sheet, panel, watched
+from reproduce.harness.declare import Column, Own, Row, Table
+from reproduce.harness.sheets import Sheet, panel, watched
+from reproduce.papers import sdpo
 
 DENSE, RETURNS, NORMALISATION = "dense rewards", "discounted returns", "normalisation"
 WEIGHTING, UPDATES, LAST = "importance weighting", "gradient updates", "the last step (not in the paper)"
@@ -49,7 +47,7 @@ COLORS = ("orange", "green", "red", "purple", "sky", "grey")
 
 
 def figures(result: dict) -> dict[str, Sheet]:
-    """The paper's six panels and one of ours, for each number of steps, and what stands beside the trained reward."""
+    """Return seven panels for each number of steps, the paper's six and one of ours, and what stands beside them."""
     sheets = {}
     for steps in TABLE.steps:
         groups = []
@@ -73,39 +71,28 @@ TABLE = Table(
     title="SDPO Figs. 5, 6: ablations",
     rows={"base": Row("base")}
     | {
-        name: Row(title, "sdpo", SHARED | own, {"snapshot_every": 10}, group=group)
+        name: Row(title, "sdpo", SHARED | own, full={"snapshot_every": 10}, group=group)
         for name, (title, group, own) in VARIANTS.items()
     }
-    | {"sdpo": Row("SDPO", "sdpo", SHARED, {"snapshot_every": 10})},
-    prompts=sdpo_curves.TABLE.prompts,
+    | {"sdpo": Row("SDPO", "sdpo", SHARED, full={"snapshot_every": 10})},
+    prompts=sdpo.ANIMALS,
     steps=(1, 4, 16),
     metrics={
-        "aesthetic": ("Aesthetic", 3),
-        "aesthetic-rise": ("mean rise", 4),
-        "aesthetic-timed": ("at one time", 3),
+        "aesthetic": Column("Aesthetic", 3),
+        "aesthetic-rise": Column("mean rise", 4),
+        "aesthetic-timed": Column("at one time", 3),
     },
-    beside=sdpo_curves.HELD_OUT,
-    models={"pocket": "pocket-turbo", "full": "sd-turbo"},
+    beside=sdpo.HELD_OUT,
+    models=sdpo.MODELS,
     teachers={},
     kernel="ddim",
     pictures={"pocket": 2, "full": 8},
     seeds=(0,),
-    curve=True,
     note="Each row is SDPO with one thing changed, trained on Aesthetic. The reward is that at the end of training; "
     "*mean rise* is the mean over training of the reward less that of the start; *at one time* is the reward when the "
     "quickest run of the table had ended. The row without the last step is ours.",
-    figures=figures,
+    own=Own(curve=True, figures=figures),
 )
-SMOKE = World(
-    pictures=2,
-    prompts=2,
-    settings={"sdpo": {"rounds": 1, "pairs": 2, "minibatch": 2, "steps": 4, "snapshot_every": 1}},
-)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command(TABLE, SMOKE, __doc__, argv)
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

@@ -5,32 +5,28 @@ python reproduce/sdpo_table1.py --smoke --out runs/smoke && python reproduce/sdp
 
 Nothing is trained: the snapshots of sdpo_table1.py's runs are sampled on the 45 animals, on the same noise for all.
 Beside the trained reward stand the three others, animal accuracy, diversity, and the KL to the reference, at the
-number of steps of the training (see curve_runs.policy_kl). Fig. 3 of the paper averages over the training samples
+number of steps of the training (see snapshots.policy_kl). Fig. 3 of the paper averages over the training samples
 themselves; here all points are pictures of fixed noise.
 
 What the paper's text claims of a curve is decided so: "highest" by the reward at the end of training, "steeper" by its
 mean rise over training (see curves), each by the interval of all claims.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from reproduce import sdpo_table1
 from reproduce.harness.command import command
-from reproduce.harness.declare import Prompts, Table, World
-from reproduce.harness.figures import KL, Sheet, panel
-from reproduce.sdpo_table1 import METHODS, REWARDS
+from reproduce.harness.declare import Column, Own, Row, Table
+from reproduce.harness.sheets import KL, Sheet, panel
+from reproduce.papers import sdpo
+from reproduce.papers.sdpo import METHODS, REWARDS, WATCHED
 
 COLORS = dict(zip(METHODS, ("grey", "green", "orange", "blue"), strict=True))
 FIGURES = {1: "4", 2: "8", 4: "9", 8: "10", 16: "11", 50: "3"}
-WATCHED = {"accuracy": ("animal accuracy", 3), "diversity": ("diversity", 3)}
-# Beside what is trained on Aesthetic.
-HELD_OUT = {name: about for name, about in (REWARDS | WATCHED).items() if name != "aesthetic"}
 
 
 def figures(result: dict) -> dict[str, Sheet]:
-    """A sheet for each number of steps: a row for each trained reward, with all that is watched beside it."""
-    labels = {name: label for name, (label, _) in (REWARDS | WATCHED).items()} | {"kl": KL}
+    """Return a sheet for each number of steps: a row for each trained reward, with all that is watched beside it."""
+    labels = {name: column.title for name, column in (REWARDS | WATCHED).items()} | {"kl": KL}
     sheets = {}
     for steps, number in FIGURES.items():
         rows, cell = [], f"animals-{steps}"
@@ -49,35 +45,25 @@ def figures(result: dict) -> dict[str, Sheet]:
 TABLE = Table(
     name="sdpo_curves",
     title="SDPO Figs. 3, 4, 8-11: rewards against training samples",
-    rows={
-        name: replace(
-            row, metrics=None if row.method is None else (row.settings["reward"], f"{row.settings['reward']}-rise")
-        )
-        for name, row in sdpo_table1.TABLE.rows.items()
-        if row.scale is None
+    rows={"base": Row("base")}
+    | {
+        name: replace(row, metrics=(row.settings["reward"], f"{row.settings['reward']}-rise"))
+        for name, row in sdpo.ROWS.items()
     },
-    prompts={"animals": Prompts("45 animals", "animals", "sdpo-animals")},
+    prompts=sdpo.ANIMALS,
     steps=tuple(FIGURES),
     metrics=REWARDS
-    | {f"{name}-rise": (f"{label}, mean rise", decimals + 1) for name, (label, decimals) in REWARDS.items()},
+    | {f"{name}-rise": Column(f"{column.title}, mean rise", column.decimals + 1) for name, column in REWARDS.items()},
     beside=REWARDS | WATCHED,
-    models=sdpo_table1.TABLE.models,
+    models=sdpo.MODELS,
     teachers={},
     kernel="ddim",
     pictures={"pocket": 2, "full": 8},
-    curve=True,
     note="Trained by sdpo_table1.py. The reward is that at the end of training (*highest*); *mean rise* is the mean "
     "over training of the reward less that of the start (*steeper*). Points are pictures of the 45 animals on fixed "
     "noise, where Fig. 3 averages over the training samples.",
-    reads="sdpo_table1",
-    figures=figures,
+    own=Own(curve=True, figures=figures),
 )
-SMOKE = World(pictures=2, prompts=2, settings=sdpo_table1.SMOKE.settings)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command(TABLE, SMOKE, __doc__, argv)
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

@@ -19,12 +19,10 @@ One training seed a row, so the intervals are over prompts and pictures alone. T
 the lengths that were mixed: ours are Aesthetic, as in its ablations, and 1, 2, 4, 8, 16 (and 50 at full scale).
 """
 
-from collections.abc import Sequence
-
-from reproduce import sdpo_curves
 from reproduce.harness.command import command
-from reproduce.harness.declare import Row, Table, World
-from reproduce.harness.figures import Sheet, panel, watched
+from reproduce.harness.declare import Column, Own, Row, Table
+from reproduce.harness.sheets import Sheet, panel, watched
+from reproduce.papers import sdpo
 
 METHODS = {"d3po": ("D3PO", "grey"), "ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange")}
 SHARED, FULL = {"reward": "aesthetic", "snapshot_every": 4}, {"snapshot_every": 5}
@@ -32,8 +30,8 @@ LENGTHS = (1, 2, 4, 8, 16)
 
 
 def figures(result: dict) -> dict[str, Sheet]:
-    """The paper's three panels, and below them the same methods trained on long trajectories, sampled alike; and what
-    stands beside the trained reward."""
+    """Return the paper's three panels, below them the same methods trained on long trajectories and sampled alike, and
+    what stands beside the trained reward."""
     groups = []
     for kind in ("", "-long"):
         for steps in (1, 2):
@@ -50,53 +48,43 @@ def figures(result: dict) -> dict[str, Sheet]:
 
 
 def short(method: str, steps: int) -> Row:
+    """Return a row that is trained on trajectories of 1 or 2 steps."""
     title = f"{METHODS[method][0]}, {steps} step{'s' * (steps > 1)}"
-    return Row(title, method, SHARED | {"steps": steps}, FULL)
+    return Row(title, method, SHARED | {"steps": steps}, full=FULL)
 
 
 TABLE = Table(
     name="sdpo_instability",
     title="SDPO Fig. 7: instability on few-step trajectories",
     rows={"base": Row("base")}
-    | {f"{method}-long": Row(f"{title}, long", method, SHARED, FULL) for method, (title, _) in METHODS.items()}
+    | {f"{method}-long": Row(f"{title}, long", method, SHARED, full=FULL) for method, (title, _) in METHODS.items()}
     | {f"{method}-{steps}": short(method, steps) for steps in (1, 2) for method in METHODS}
     | {
         "ddpo-mixed": Row(
-            "DDPO, mixed", "ddpo", SHARED | {"mixed_steps": LENGTHS}, FULL | {"mixed_steps": (*LENGTHS, 50)}
+            "DDPO, mixed", "ddpo", SHARED | {"mixed_steps": LENGTHS}, full=FULL | {"mixed_steps": (*LENGTHS, 50)}
         )
     },
-    prompts=sdpo_curves.TABLE.prompts,
+    prompts=sdpo.ANIMALS,
     steps=(1, 2, 16),
     metrics={
-        "aesthetic": ("Aesthetic", 3),
-        "aesthetic-drop": ("largest drop", 4),
-        "aesthetic-gain": ("gain", 3),
+        "aesthetic": Column("Aesthetic", 3),
+        "aesthetic-drop": Column("largest drop", 4),
+        "aesthetic-gain": Column("gain", 3),
     },
-    beside=sdpo_curves.HELD_OUT,
-    models={"pocket": "pocket-turbo", "full": "sd-turbo"},
+    beside=sdpo.HELD_OUT,
+    models=sdpo.MODELS,
     teachers={},
     kernel="ddim",
     pictures={"pocket": 2, "full": 8},
     seeds=(0,),
-    curve=True,
     note="*Largest drop* is the largest fall of the curve from its best so far, found on one half of the prompts and "
     "measured on the other, on the same noise at each snapshot. "
     "Training on short trajectories is unstable if its drop is above that of the same method trained on long ones, "
     "both sampled in as many steps as the short one has. *Gain* is the end less the start: below 0 the row has "
     "collapsed. Every row has the learning rate that its method has on long trajectories, where it was chosen: whether "
     "a smaller one is stable on short ones was not tried.",
-    figures=figures,
+    own=Own(curve=True, figures=figures),
 )
-SMOKE = World(
-    pictures=2,
-    prompts=2,
-    settings=dict.fromkeys(METHODS, {"rounds": 2, "pairs": 2, "minibatch": 2, "snapshot_every": 1}),
-)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command(TABLE, SMOKE, __doc__, argv)
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

@@ -11,12 +11,10 @@ we have not: a learning rate that falls by a third over a run; REBEL without a l
 which here are DDPO's, as SDPO's App. A.1 has it for the other model.
 """
 
-from collections.abc import Sequence
-
-from reproduce import sdpo_curves
 from reproduce.harness.command import command
-from reproduce.harness.declare import Row, Table, World
-from reproduce.harness.figures import Sheet, watched
+from reproduce.harness.declare import Column, Own, Row, Table
+from reproduce.harness.sheets import Sheet, watched
+from reproduce.papers import sdpo
 
 METHODS = {"ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange"), "sdpo": ("SDPO", "blue")}
 SHARED = {"reward": "aesthetic", "kernel": "renoise", "steps": 8, "snapshot_every": 4}
@@ -39,7 +37,7 @@ RLCM = {  # the published code's, for Aesthetic
 
 
 def figures(result: dict) -> dict[str, Sheet]:
-    """The paper's panel, in the number of steps of the training and in one, and what stands beside it."""
+    """Return the paper's panel, in the number of steps of the training and in one, and what stands beside it."""
     groups = [(f"sampled in {n} step{'s' * (n > 1)}", f"animals-{n}", METHODS) for n in TABLE.steps]
     panels = watched(result, groups, TABLE.metrics | TABLE.beside)
     return {"curves": Sheet("Fig. 12: a latent consistency model trained on Aesthetic", panels)}
@@ -49,29 +47,18 @@ TABLE = Table(
     name="sdpo_lcm",
     title="SDPO Fig. 12: a latent consistency model",
     rows={"base": Row("base")}
-    | {method: Row(title, method, SHARED | OWN[method], RLCM) for method, (title, _) in METHODS.items()},
-    prompts=sdpo_curves.TABLE.prompts,
+    | {method: Row(title, method, SHARED | OWN[method], full=RLCM) for method, (title, _) in METHODS.items()},
+    prompts=sdpo.ANIMALS,
     steps=(1, 8),
-    metrics={"aesthetic": ("Aesthetic", 3)},
-    beside=sdpo_curves.HELD_OUT,
+    metrics={"aesthetic": Column("Aesthetic", 3)},
+    beside=sdpo.HELD_OUT,
     models={"pocket": "pocket-lcm", "full": "lcm-dreamshaper-v7"},
     teachers={},
     kernel="renoise",
     pictures={"pocket": 2, "full": 8},
-    curve=True,
     note="Trained on Aesthetic, in 8 steps. The reward is that at the end of training.",
-    figures=figures,
+    own=Own(curve=True, figures=figures),
 )
-SMOKE = World(
-    pictures=2,
-    prompts=2,
-    settings=dict.fromkeys(METHODS, {"rounds": 2, "pairs": 2, "minibatch": 2, "snapshot_every": 1}),
-)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command(TABLE, SMOKE, __doc__, argv)
-
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

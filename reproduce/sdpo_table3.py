@@ -14,22 +14,19 @@ The constant of "1 query & copy" is standardised to zero here. In the paper it i
 of zero would be 113, less than any other that is printed. So L1 and L2 of that row are shown and decide no claim.
 """
 
-import shutil
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fsalign_lib.dense_reward import predict_rewards, query_steps
-from fsalign_lib.rollout import rollout
-from reproduce.common.cli import command_line, generator
-from reproduce.common.files import write_json
-from reproduce.common.provenance import Clock, provenance
-from reproduce.common.shards import in_chunks, processes
-from reproduce.evaluation.scores import picture_noise
-from reproduce.harness import command as table_command
-from reproduce.harness import settings as table_settings
-from reproduce.harness.declare import Prompts, Row, Table, World
+from reproduce.harness.command import command
+from reproduce.harness.declare import Column, Own, Row, Table
+from reproduce.papers import sdpo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reproduce.harness.rows import Work
 
 REWARDS = {"aesthetic": "Aesthetic", "imagereward": "ImageReward", "hps": "HPSv2", "pickscore": "PickScore"}
 STRATEGIES = {
@@ -40,42 +37,23 @@ STRATEGIES = {
     "random": "3 queries & similarity & random anchor",
     "adaptive": "3 queries & similarity & adaptive anchor",
 }
-TABLE = Table(
-    name="sdpo_table3",
-    title="SDPO Table 3: similarity between predicted and target rewards",
-    rows={f"{s}-{r}": Row(name, group=title) for r, title in REWARDS.items() for s, name in STRATEGIES.items()},
-    prompts={"animals": Prompts("45 animals", "animals", "sdpo-animals")},
-    steps=(50,),
-    metrics={"cosine": ("cosine similarity", 3), "l1": ("L1", 0), "l2": ("L2", 1)},
-    beside={},
-    lower=("l1", "l2"),
-    models={"pocket": "pocket-turbo", "full": "sd-turbo"},
-    teachers={},
-    scored=tuple(REWARDS),
-    kernel="ddim",
-    pictures={"pocket": 2, "full": 8},
-    note="Rewards of a trajectory are standardised over its steps. L1 and L2 are means over trajectories, times "
-    "12,800 and its root: in the paper's units, sums over 256 trajectories of 50 steps. So L2 is sqrt(25,600 "
-    "(1 - cosine)), and says again what the cosine says. The constant of *1 query & copy* is zero when "
-    "standardised, with an L2 of 113; the paper's is larger, so it is not zero there, and L1 and L2 of that "
-    "row decide nothing. In L1 and L2 a difference is the other row less the adaptive anchor: above 0 the "
-    "anchor is nearer.",
-)
-SMOKE = World(pictures=2, prompts=2)
 VALUES = 256 * 50  # of the paper's sums
 BATCH = 4  # prompts at a time
-PARTS = "trajectories.parts"
 
 
 def standardise(values: Tensor) -> Tensor:
-    """Over the steps of each trajectory; a constant becomes 0.  # (B, T)"""
+    """Standardise rewards over the steps of each trajectory; a constant becomes 0.  # (B, T)"""
+    import torch
+
     centred = values - values.mean(1, keepdim=True)
     std = centred.square().mean(1, keepdim=True).sqrt()
     return torch.where(std > 1e-6 * values.abs().mean(), centred / std, 0.0)
 
 
 def compare(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Of (B, T) rewards, standardised here: one number a trajectory for each metric.  # (B,)"""
+    """Compare rewards (B, T), standardised here: one number a trajectory for each metric.  # (B,)"""
+    import torch
+
     p, t = standardise(predicted), standardise(target)
     return {
         "cosine": torch.nn.functional.cosine_similarity(p, t, dim=1),
@@ -84,12 +62,32 @@ def compare(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     }
 
 
-@torch.no_grad()
-def measure(work: table_settings.Work, steps: int, prompts: Sequence[str]) -> dict[str, dict[str, list]]:
-    """{row: {metric: a list for each prompt, a number for each seed}}; processes share the prompts."""
-    model, seeds = work.model.to(processes().device) if work.world.scale == "full" else work.model, range(work.pictures)
-    kernel = model.sampler(steps, TABLE.kernel)
+def measure(work: Work, parts: Path) -> dict[str, dict[str, dict]]:
+    """Sample once for all rows; return row -> cell -> scores and means. At full scale `parts` holds what is done."""
+    cells: dict[str, dict[str, dict]] = {name: {} for name in work.table.rows}
+    for name, prompts in work.prompts.items():
+        for steps in work.table.steps:
+            for row, scores in compare_strategies(work, steps, prompts, parts / name).items():
+                means = {metric: sum(map(sum, rows)) / sum(map(len, rows)) for metric, rows in scores.items()}
+                about = {"kernel": work.table.kernel, "steps": steps, "seeds": list(range(work.pictures))}
+                cells[row][f"{name}-{steps}"] = about | {"scores": scores, "means": means}
+    return cells
 
+
+def compare_strategies(work: Work, steps: int, prompts: list[str], parts: Path) -> dict[str, dict[str, list]]:
+    """Return row -> metric -> a list for each prompt, a number for each seed; processes share the prompts."""
+    import torch
+
+    from fsalign_lib.dense_reward import predict_rewards, query_steps
+    from fsalign_lib.rollout import rollout
+    from reproduce.common.cli import generator, processes
+    from reproduce.common.shards import in_chunks
+    from reproduce.evaluation.scores import picture_noise
+
+    model, seeds = work.model.to(processes().device) if work.world.scale == "full" else work.model, range(work.pictures)
+    kernel = model.sampler(steps, work.table.kernel)
+
+    @torch.no_grad()
     def part(index: int) -> dict[str, Tensor]:
         few, found = list(prompts[index * BATCH : (index + 1) * BATCH]), {}
         names = [name for name in few for _ in seeds]
@@ -110,41 +108,38 @@ def measure(work: table_settings.Work, steps: int, prompts: Sequence[str]) -> di
                     found[f"{strategy}-{name}/{metric}"] = each.double().cpu().unflatten(0, (-1, len(seeds)))
         return found
 
-    kept = work.folder / PARTS if work.world.scale == "full" else None
-    parts = list(in_chunks(part, -(-len(prompts) // BATCH), kept, "trajectories"))
-    whole = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
-    return {row: {m: whole[f"{row}/{m}"].numpy().round(5).tolist() for m in TABLE.metrics} for row in TABLE.rows}
+    kept = parts if work.world.scale == "full" else None
+    found = list(in_chunks(part, -(-len(prompts) // BATCH), kept, "trajectories"))
+    whole = {name: torch.cat([each[name] for each in found]) for name in found[0]}
+    return {
+        row: {m: whole[f"{row}/{m}"].numpy().round(5).tolist() for m in work.table.metrics} for row in work.table.rows
+    }
 
 
-def run(ready: table_command.Ready) -> None:
-    work = ready.work
-    if work and not all(table_settings.run_path(work.folder, row, None).exists() for row in TABLE.rows):
-        clock, cells = Clock(), {name: {} for name in TABLE.rows}
-        for name, prompts in work.prompts.items():
-            for steps in TABLE.steps:
-                for row, scores in measure(work, steps, prompts).items():
-                    means = {metric: sum(map(sum, rows)) / sum(map(len, rows)) for metric, rows in scores.items()}
-                    about = {"kernel": TABLE.kernel, "steps": steps, "seeds": list(range(work.pictures))}
-                    cells[row][f"{name}-{steps}"] = about | {"scores": scores, "means": means}
-        for row, found in cells.items() if processes().is_main_process else ():
-            about = {"row": row, "seed": None, "settings": table_settings.settings(work, row, None), "training": None}
-            made = provenance(clock)
-            for name in ("wall_seconds", "cpu_seconds"):
-                made[name] = round(made[name] / len(cells), 1)  # all rows were measured together
-            write_json(table_settings.run_path(work.folder, row, None), about | {"evaluation": made, "cells": found})
-        processes().wait_for_everyone()
-        shutil.rmtree(work.folder / PARTS, ignore_errors=True)
-    table_command.run(ready)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    command_line(
-        lambda args: table_command.parse(args, __doc__),
-        lambda config: table_command.prepare(TABLE, config, table_command.choose_world(config, SMOKE)),
-        run,
-        argv,
-    )
-
+TABLE = Table(
+    name="sdpo_table3",
+    title="SDPO Table 3: similarity between predicted and target rewards",
+    rows={f"{s}-{r}": Row(name, group=title) for r, title in REWARDS.items() for s, name in STRATEGIES.items()},
+    prompts=sdpo.ANIMALS,
+    steps=(50,),
+    metrics={
+        "cosine": Column("cosine similarity", 3),
+        "l1": Column("L1", 0, lower=True),
+        "l2": Column("L2", 1, lower=True),
+    },
+    beside={},
+    models=sdpo.MODELS,
+    teachers={},
+    kernel="ddim",
+    pictures={"pocket": 2, "full": 8},
+    own=Own(scored=tuple(REWARDS), measure=measure),
+    note="Rewards of a trajectory are standardised over its steps. L1 and L2 are means over trajectories, times "
+    "12,800 and its root: in the paper's units, sums over 256 trajectories of 50 steps. So L2 is sqrt(25,600 "
+    "(1 - cosine)), and says again what the cosine says. The constant of *1 query & copy* is zero when "
+    "standardised, with an L2 of 113; the paper's is larger, so it is not zero there, and L1 and L2 of that "
+    "row decide nothing. In L1 and L2 a difference is the other row less the adaptive anchor: above 0 the "
+    "anchor is nearer.",
+)
 
 if __name__ == "__main__":
-    main()
+    command(TABLE, __doc__)

@@ -1,8 +1,6 @@
 """From the runs of a table to its result: which claims the paper makes, and what the pictures' scores say of each."""
 
-import itertools
 import json
-import statistics
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +10,7 @@ from reproduce.common.provenance import Clock, provenance
 from reproduce.evaluation.scores import compare
 from reproduce.harness import curves
 from reproduce.harness.declare import Table
-from reproduce.harness.settings import row_seeds, run_path, shared_folder
+from reproduce.harness.rows import row_seeds, run_path, shared_folder, uses_pairs
 from reproduce.papers import dipp, distar, pso, sdpo
 from reproduce.papers.claim import Claim, TableClaims
 from reproduce.train_distill import network_calls
@@ -20,11 +18,11 @@ from reproduce.training.methods import METHODS
 
 PAPERS: dict[str, TableClaims] = pso.CLAIMS | sdpo.CLAIMS | dipp.CLAIMS | distar.CLAIMS
 STATUSES = ("reproduced", "contradicted", "inconclusive", "not run")
-LAST = 5  # rounds or updates that the end of training is the mean of
 
 
 def read_claims(table_id: str) -> list[Claim]:
-    """Return the claims of a table, such as "pso-table2", with the values that the paper prints."""
+    """Return the claims of a table, "pso-table2" or "pso_table2", with the values that the paper prints."""
+    table_id = table_id.replace("_", "-")
     return PAPERS[table_id].claims(table_id)
 
 
@@ -34,7 +32,7 @@ def claims_of(table: Table) -> list[Claim]:
     Raises:
         ValueError: a claim names a metric, row, prompt set or number of steps that the table does not have.
     """
-    claims = read_claims(table.id)
+    claims = read_claims(table.name)
     for claim in claims:
         for kind, names, there in (
             ("metric", (claim.metric,), table.metrics),
@@ -74,27 +72,22 @@ def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smok
             if path.exists():
                 runs.append(json.loads(path.read_text()))
     result = {"table": table.name, "scale": scale, "smoke": smoke, **provenance(clock)}
-    pairs = shared_folder(table, folder) / "pairs" / "about.json"
-    result["pairs"] = json.loads(pairs.read_text()) if pairs.exists() else None
+    pairs = shared_folder(folder, "pairs", scale) / "about.json"
+    result["pairs"] = json.loads(pairs.read_text()) if uses_pairs(table) and pairs.exists() else None
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
     result["tuning"] = {name: row.tuning for name, row in table.rows.items() if row.tuning}
-    if table.curve:
+    if table.own.curve:
         curves.summarise(table, runs)
-    if table.derive and runs:
-        table.derive(runs, result["prompts"])
+    if table.own.derive and runs:
+        result |= table.own.derive(table, runs, result["prompts"])
     for run in runs:
         del run["settings"]["prompts"]
         if run["training"]:
             history = run["training"]["history"]
             run["training"]["queries"] = sum(record.get("queries", 0) for record in history) or None
-            end = history[-LAST:]
-            run["training"]["end"] = {key: statistics.mean(record[key] for record in end) for key in table.watched}
-            run["training"]["series"] = {name: [r[name] for r in history if name in r] for name in table.series}
             run["training"]["history"] = history[-1:]
             if METHODS[run["training"]["config"]["method"]].loop == "distill":
                 run["training"]["cost"] = network_calls(run["training"]["config"])
-    if table.against:
-        result["differences"] = differences(table, runs, result["prompts"])
     return result | {"claims": decide(table, runs, result["prompts"]), "runs": runs}
 
 
@@ -104,7 +97,8 @@ def row_cells(table: Table, runs: list[dict], row: str, prompts: str, steps: int
     Args:
         steps: the table's column. A row that is sampled in a way of its own has the same evaluation in each column.
     """
-    cell = f"{prompts}-{table.rows[row].steps_at(steps)}"
+    sampled = table.rows[row].sampled
+    cell = f"{prompts}-{sampled.steps if sampled else steps}"
     found = {run["seed"]: run["cells"][cell] for run in runs if run["row"] == row}
     seeds = row_seeds(table, row)
     return [found[seed] for seed in seeds] if set(seeds) <= set(found) else None
@@ -133,14 +127,3 @@ def decide(table: Table, runs: list[dict], prompts: dict | None) -> list[dict]:
             interval = compare(*sides, claim.metric)
         decided.append({"id": claim.id, "status": status(interval)} | (interval._asdict() if interval else {}))
     return decided
-
-
-def differences(table: Table, runs: list[dict], prompts: dict) -> list[dict]:
-    """Return {"row", "prompts", "steps", "metric"} and the interval of (row - table.against), of rows that were run."""
-    found = []
-    for name, some, steps in itertools.product(table.rows, table.prompts, table.steps):
-        sides = paired(table, runs, prompts, (name, table.against), some, steps)
-        if name != table.against and sides:
-            place = {"row": name, "prompts": some, "steps": steps}
-            found += [place | {"metric": metric} | compare(*sides, metric)._asdict() for metric in table.metrics]
-    return found

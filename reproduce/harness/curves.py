@@ -1,4 +1,4 @@
-r"""Curves over training, from what a run's snapshots scored: what a table says of them, in numbers that claims compare.
+r"""Turn curves over training, of what a run's snapshots scored, into numbers that claims compare.
 
 Point 0 is the model as it was; the others are snapshots. Of a metric m, picture by picture, under the same noise:
 

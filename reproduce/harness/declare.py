@@ -1,19 +1,39 @@
-"""What a table of a paper compares, declared: rows, prompts, metrics; and the world that it is made in."""
+"""Declare what a table of a paper compares: its rows, prompts, metrics and models, and the world that it is made in.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+Nothing here loads or computes: a table's script imports this module alone, so that its `--help` answers at once.
+"""
 
-from reproduce.data.sampled_pairs import Utility
-from reproduce.evaluation.cost import COSTS
-from reproduce.evaluation.likeness import LIKENESS
-from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Metric
-from reproduce.harness.figures import Sheet
-from reproduce.training.config import RewardFunction
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """Name a metric as the page prints it."""
+
+    title: str
+    decimals: int
+    lower: bool = False  # less is better
+    scale: str | None = None  # the only scale that has it; None: both
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Name a prompt set of a table: the paper's name for it, and ours at each scale (see data/prompt_sets.py)."""
+
+    title: str
+    pocket: str
+    full: str
+    statistics: str | None = None  # for fid at full scale, a file of the data folder; None: the set has no fid there
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Another model than the table's, sampled in a way of its own: the teacher of a few-step generator."""
+    """Sample a row from another model than the table's, in a way of its own: the teacher of a few-step generator."""
 
     models: dict[str, str]  # scale -> the model
     steps: int
@@ -24,111 +44,99 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: the model as it is (method None), or trained by a method."""
+    """Declare a line of the table: the model as it is (method None), or trained by a method."""
 
     title: str
     method: str | None = None
-    settings: dict = field(default_factory=dict)  # other than the recipe's, such as {"reward": "hps"}
-    full: dict = field(default_factory=dict)  # likewise, at full scale only
+    settings: dict[str, Any] = field(default_factory=dict)  # in the place of the recipe's, such as {"reward": "hps"}
+    full: dict[str, Any] = field(default_factory=dict)  # likewise, at full scale alone
+    pocket: dict[str, Any] = field(default_factory=dict)  # likewise, at pocket scale alone
     metrics: tuple[str, ...] | None = None  # of the table, those that this row is compared in; None: all
     group: str | None = None  # rows that are compared with each other alone; None: with those of all groups
-    pocket: dict = field(default_factory=dict)  # settings at pocket scale only
     tuning: str = ""  # what was tried before the settings were fixed; the result carries it
     start: str | None = None  # the row whose trained weights this one goes on from; None: the table's model
     seeds: tuple[int, ...] | None = None  # training seeds; None: the table's
-    sampled: Sampled | None = None  # not the table's model: as it is, or as a method trains it
+    sampled: Sampled | None = None  # None: the table's model
     composed: dict[str, str] | None = None  # scale -> the preset whose LoRA is put on what `start` trained
     elsewhere: bool = False  # a model that is not part of this project: the paper's number alone
-    at_full: "Row | None" = None  # in its place at full scale
-    scale: str | None = None  # the only scale that has it
-
-    def own(self, scale: str) -> dict:
-        return self.settings | (self.full if scale == "full" else self.pocket)
-
-    def steps_at(self, steps: int) -> int:
-        """In how many steps it is sampled in a column of the table."""
-        return self.sampled.steps if self.sampled else steps
+    # The folder of its training runs beside the table's. None: the table's own. The name of the paper: the tables of
+    # the paper share them, and the first that needs a run trains it. Another table: that table trains them.
+    runs: str | None = None
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """A prompt set of a table: the paper's name for it, and ours at each scale."""
+class Drawing:
+    """Declare a PNG of pictures beside the page: `draw(work, path)` writes it when the first seeds are finished."""
 
-    title: str
-    pocket: str
-    full: str
-    statistics: str | None = None  # for fid at full scale, in the data folder; without them the set has none
+    caption: str
+    draw: Callable[[Any, Path], None]
+
+
+@dataclass(frozen=True)
+class Own:
+    """Hold what one table, or a few, have beside what all tables have."""
+
+    curve: bool = False  # evaluate each snapshot of a run, not its end alone; row "base" is where all curves start
+    targets: dict[str, str] | None = None  # scale -> what offline methods learn in place of pairs (data/targets.py)
+    starts: dict[str, Row | dict[str, Row]] = field(default_factory=dict)  # rows to start from, not compared here
+    scored: tuple[str, ...] | None = None  # what pictures are scored by; None: `metrics` and `beside`
+    # work -> row -> cells, for a table that samples and scores in a way of its own.
+    measure: Callable[[Any], dict[str, dict[str, dict]]] | None = None
+    # (table, runs, prompts of each set): add to the runs what follows from their scores and their whole histories;
+    # what it returns stands in the result.
+    derive: Callable[[Table, list[dict], dict[str, list[str]]], dict[str, Any]] | None = None
+    figures: Callable[[dict], dict[str, Any]] | None = None  # result -> name -> Sheet (see sheets.py)
+    drawings: dict[str, Drawing] = field(default_factory=dict)
+    sections: Callable[[Table, dict | None], list[str]] | None = None  # (table, result) -> Markdown for the page
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a paper's table compares."""
+    """Declare what a paper's table compares. A row that is another at full scale stands as {"pocket": .., "full": ..},
+    and one that a scale lacks is missing there."""
 
     name: str  # of its script
     title: str
-    rows: dict[str, Row]
+    rows: dict[str, Row | dict[str, Row]]
     prompts: dict[str, Prompts]
     steps: tuple[int, ...]
-    metrics: dict[str, tuple[str, int]]  # name -> (title, decimals printed)
-    beside: dict[str, tuple[str, int]]  # metrics that the paper does not have
+    metrics: dict[str, Column]
+    beside: dict[str, Column]  # metrics that the paper does not have
     models: dict[str, str]  # scale -> the model that the rows start from
-    teachers: dict[str, str]  # scale -> what samples the pairs of offline methods
-    scored: tuple[str, ...] | None = None  # what pictures are scored by; None: `metrics` and `beside`
-    lower: tuple[str, ...] = ()  # metrics of which less is better
-    against: str | None = None  # a row from which the page tells the difference of every other, claimed or not
-    shares: "Table | None" = None  # whose pairs, and whose runs that rows start from, this table takes
-    watched: dict[str, tuple[str, int]] = field(default_factory=dict)  # likewise, of the last rounds of training
+    teachers: dict[str, str]  # scale -> what samples the pairs of offline methods, or teaches one-step generators
     kernel: str | None = None  # for evaluation; None: the model's own sampler
     pictures: dict[str, int] = field(default_factory=lambda: {"pocket": 4, "full": 1})  # scale -> of each prompt
     seeds: tuple[int, ...] = (0, 1, 2)
-    equal_budgets: tuple[str, ...] = ("pocket",)  # scales at which all rows must train on as many samples
-    curve: bool = False  # evaluate each snapshot of a run, not its end alone; "base" is where all curves start
     note: str = ""  # for the page: what its metrics mean
-    reads: str | None = None  # with `curve`: train nothing, take the runs of that table
-    pool: str | None = None  # a folder of training runs that lie there for all tables that name it
-    scales: dict[str, str] = field(default_factory=dict)  # metric -> the only scale that has it
-    # Gives the cells of runs, with the prompts of each set, what follows from their scores.
-    derive: Callable[[list[dict], dict[str, list[str]]], None] | None = None
-    figures: Callable[[dict], dict[str, "Sheet"]] | None = None  # result -> name -> what to draw
-    targets: dict[str, str] | None = None  # scale -> what offline methods learn in place of pairs (see targets.SETS)
-    series: tuple[str, ...] = ()  # of a run's records, those that the result keeps over all of training
-    drawn: dict[str, str] = field(default_factory=dict)  # name -> caption of pictures that the script itself draws
-
-    @property
-    def id(self) -> str:
-        return self.name.replace("_", "-")
-
-    def at(self, scale: str) -> "Table":
-        """With the rows and metrics that it has at this scale."""
-        there = {name: row for name, row in self.rows.items() if row.scale in (None, scale)}
-        full = {name: row.at_full or row for name, row in there.items()}
-        metrics = {name: about for name, about in self.metrics.items() if self.scales.get(name, scale) == scale}
-        return replace(self, rows=full if scale == "full" else there, metrics=metrics)
-
-    def metric_names(self, scale: str, pictures: int) -> tuple[str, ...]:
-        """What pictures are scored by: what can be had here, and is not derived from other scores (see curves)."""
-        names = dict.fromkeys(self.scored or (*self.metrics, *self.beside))
-        known = METRICS[scale] + LIKENESS[scale]
-        return tuple(name for name in names if name in known and (name not in WITHIN_PROMPTS or pictures > 1))
-
-    @property
-    def timed(self) -> bool:
-        """Whether it says what sampling costs."""
-        return bool(set(COSTS) & {*self.metrics, *self.beside})
+    own: Own = Own()
 
 
 @dataclass(frozen=True)
 class World:
-    """What the rows are made from, and how much of it: by default the pocket world, in full."""
+    """Say what the rows are made from, and how much of it: by default the pocket world, in full."""
 
     scale: str = "pocket"
-    model: str | None = None  # in place of the table's
-    teacher: str | None = None  # likewise
-    reward: RewardFunction | None = None
-    utility: Utility | None = None
-    metrics: Mapping[str, Metric] | None = None
     twins: bool = False  # small random networks in the published formats in place of the published weights
-    pictures: int | None = None  # of each prompt, in place of the table's
+    pictures: int | None = None  # of each prompt; None: the table's number
     prompts: int | None = None  # of each set; None: all
-    training_prompts: str | None = None
-    settings: dict[str, dict] = field(default_factory=dict)  # method, or "pairs" -> settings other than the recipe's
+    training_prompts: str | None = None  # None: the recipe's
+    settings: dict[str, dict] = field(default_factory=dict)  # method, "pairs" or "targets" -> settings that go first
+
+
+ONLINE, OFFLINE = {"rounds": 2, "pairs": 2, "minibatch": 2}, {"updates": 2, "batch": 2}
+DISTILL = {"updates": 1, "batch": 2, "assistant_updates": 1, "warmup": 1, "micro_batch": 2, "save_every": 1}
+EACH = {"snapshot_every": 1}
+# What --smoke makes of every table: next to no prompts, pairs and updates.
+SMOKE = World(
+    pictures=2,
+    prompts=2,
+    settings={
+        "pairs": {"count": 4, "batch": 4, "steps": 2, "tie": 0.0},
+        "targets": {"count": 4, "references": 2, "prior": 2},
+        "pso-online": ONLINE,
+        **dict.fromkeys(("d3po", "ddpo", "rebel", "sdpo"), ONLINE | EACH),
+        **dict.fromkeys(("pso-offline", "diffusion-dpo", "dreambooth", "pso-customize"), OFFLINE),
+        **dict.fromkeys(("sft", "pso"), OFFLINE | EACH),
+        **dict.fromkeys(("diff-instruct", "dipp", "sim", "distar"), DISTILL),
+    },
+)

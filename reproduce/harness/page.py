@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Sequence
 
 from reproduce.common.provenance import core_seconds
-from reproduce.harness.claims import LAST, PAPERS, claims_of, count, row_cells
+from reproduce.harness.claims import PAPERS, claims_of, count, row_cells
 from reproduce.harness.curves import spent
-from reproduce.harness.declare import Row, Table
+from reproduce.harness.declare import Column, Row, Table
 from reproduce.papers.claim import Claim, printed, printed_line
 from reproduce.recipes import sdpo
 from reproduce.training.methods import METHODS
@@ -33,14 +33,14 @@ def page(table: Table, result: dict | None) -> str:
     parts += introduction(table, scale)
     parts += [f"**Claims: {total(table, result)}.**", tally(table, result)]
     if result:
-        captions = {name: sheet.caption for name, sheet in table.figures(result).items()} if table.figures else {}
-        parts += [f"![{caption}]({stem}-{name}.png)" for name, caption in (captions | table.drawn).items()]
-    if table.curve or any(row.method in sdpo.RECIPES for row in table.rows.values()):
+        pictures = (table.own.figures(result) if table.own.figures else {}) | table.own.drawings
+        parts += [f"![{picture.caption}]({stem}-{name}.png)" for name, picture in pictures.items()]
+    if table.own.curve or any(row.method in sdpo.RECIPES for row in table.rows.values()):
         parts.append(costs(table, result))
     elif any(distilled(row) for row in table.rows.values()):
         parts.append(distill_costs(table, result))
-    if table.against:
-        parts.append(differences(table, result))
+    if table.own.sections:
+        parts += table.own.sections(table, result)
     parts += [section(table, result, prompts, steps) for prompts in table.prompts for steps in table.steps]
     if any(row.tuning for row in table.rows.values()):
         parts.append(tuning(table, result))
@@ -51,7 +51,7 @@ def page(table: Table, result: dict | None) -> str:
 
 def introduction(table: Table, scale: str) -> list[str]:
     """Say what the numbers are, how a claim is decided, what the metrics mean, and what the paper says."""
-    unprinted = "The paper has no such table." if table.against else "The paper draws this."
+    unprinted = "The paper draws this." if table.own.figures else "The paper has no such table."
     seeds = len(table.seeds) if any(row.method for row in table.rows.values()) else 0
     numbers = ("Paper: the printed value." if printed(table.name) else unprinted) + " Ours: mean"
     numbers += f" ± standard deviation over {seeds} training seeds" if seeds > 1 else ""
@@ -62,7 +62,7 @@ def introduction(table: Table, scale: str) -> list[str]:
         "*inconclusive* when it holds 0. Each claim has an interval of its own: of 40 differences that are none, two "
         "would be decided by chance."
     )
-    claims = PAPERS[table.id]
+    claims = PAPERS[table.name.replace("_", "-")]
     return [
         f"Made by `python reproduce/{table.name}.py`; do not edit. {numbers}. {decided}",
         *([ONE_SEED] if seeds == 1 else []),
@@ -86,7 +86,7 @@ def tally(table: Table, result: dict | None) -> str:
     for claim in claims_of(table):
         pair = tuple(table.rows[name].title for name in better(table, claim))
         found.setdefault(pair, {}).setdefault(claim.metric, []).append(status.get(claim.id, NOT_RUN))
-    metrics = {name: title for name, (title, _) in table.metrics.items() if any(name in by for by in found.values())}
+    metrics = {m: c.title for m, c in columns(table, result).items() if any(m in by for by in found.values())}
     body = [
         [f"{first} {than(table)} {second}", *(count(by[m]) if m in by else "not claimed" for m in metrics)]
         for (first, second), by in found.items()
@@ -94,14 +94,20 @@ def tally(table: Table, result: dict | None) -> str:
     return markdown_table(["claim", *metrics.values()], body)
 
 
+def columns(table: Table, result: dict | None) -> dict[str, Column]:
+    """Return the table's metrics that the result's scale has."""
+    scale = result["scale"] if result else "pocket"
+    return {metric: column for metric, column in table.metrics.items() if column.scale in (None, scale)}
+
+
 def better(table: Table, claim: Claim) -> tuple[str, str]:
     """Return the row that is claimed to be the better one, then the other."""
-    return (claim.below, claim.above) if claim.metric in table.lower else (claim.above, claim.below)
+    return (claim.below, claim.above) if table.metrics[claim.metric].lower else (claim.above, claim.below)
 
 
 def than(table: Table) -> str:
-    """Return the words between two compared rows: "above", unless less is better in some metric."""
-    return "better than" if table.lower else "above"
+    """Return the words between two compared rows: "above", unless less is better in some metric of a claim."""
+    return "better than" if any(table.metrics[claim.metric].lower for claim in claims_of(table)) else "above"
 
 
 def verdict(claim: Claim | None, result: dict | None, decimals: int) -> str:
@@ -145,17 +151,17 @@ def comparison(table: Table, result: dict | None, prompts: str, steps: int, rows
     others = [name for name in rows if any(worse == name for _, _, worse in claims)]
     shown = set().union(*(row.metrics or table.metrics for row in rows.values() if row.group)) or table.metrics
     body = []
-    for metric, (title, decimals) in table.metrics.items():
+    for metric, column in columns(table, result).items():
         for number, (name, row) in enumerate(rows.items()):
             if metric not in shown:
                 continue
-            cells = [title, row.title]
+            cells = [column.title, row.title]
             if values:
                 cells.append(printed_line(values, prompts, name, steps).get(metric, ""))
-            cells.append(ours(table, result, name, (prompts, steps), metric, decimals))
+            cells.append(ours(table, result, name, (prompts, steps), metric, column.decimals))
             for other in others:  # each pair once: at the later of its rows
                 later = number > list(rows).index(other) and not row.elsewhere
-                cells.append(verdict(claims.get((metric, name, other)), result, decimals) if later else "")
+                cells.append(verdict(claims.get((metric, name, other)), result, column.decimals) if later else "")
             body.append(cells)
     numbers = ["paper", "ours"] if values else ["ours"]
     return markdown_table(["metric", "row", *numbers, *(f"{than(table)} {rows[name].title}" for name in others)], body)
@@ -178,62 +184,18 @@ def ours(table: Table, result: dict | None, row: str, cell: tuple[str, int], met
 
 def beside(table: Table, result: dict | None, cell: tuple[str, int]) -> list[str]:
     """Write what the paper does not have, measured on the same pictures; nothing where there is no such metric."""
-    scale = result["scale"] if result else "pocket"
     made = result["runs"] if result else []
-    pictures = made[0]["settings"]["pictures"] if made else table.pictures[scale]
-    shown = {name: table.beside[name] for name in table.metric_names(scale, pictures) if name in table.beside}
+    scored = {name for run in made[:1] for measured in run["cells"].values() for name in measured["means"]}
+    shown = {name: column for name, column in table.beside.items() if not made or name in scored}
     if not shown:
         return []
     body = [
-        [full_title(row), *(ours(table, result, name, cell, metric, d) for metric, (_, d) in shown.items())]
+        [full_title(row), *(ours(table, result, name, cell, metric, c.decimals) for metric, c in shown.items())]
         for name, row in table.rows.items()
         if not row.elsewhere
     ]
-    header = ["row", *(title for title, _ in shown.values())]
+    header = ["row", *(column.title for column in shown.values())]
     return ["Beside the paper's metrics, on the same pictures:", markdown_table(header, body)]
-
-
-# differences from one row
-
-
-def differences(table: Table, result: dict | None) -> str:
-    """Write how far each row lies from `table.against`, with its interval, and how its training ended."""
-    parts = [f"## Difference from {table.rows[table.against].title}"]
-    for prompts in table.prompts:
-        for steps in table.steps:
-            cell = {"prompts": prompts, "steps": steps}
-            body = [
-                [row.title, *(difference(result, name, cell, m, d) for m, (_, d) in table.metrics.items())]
-                for name, row in table.rows.items()
-                if name != table.against
-            ]
-            parts.append(markdown_table(["row", *(title for title, _ in table.metrics.values())], body))
-    ends = [
-        [row.title, *(end_of_training(result, name, key, d) for key, (_, d) in table.watched.items())]
-        for name, row in table.rows.items()
-        if row.method
-    ]
-    parts += [
-        "Row less base recipe, with its 95% interval, bold where that does not hold 0.",
-        f"The end of training, mean over {LAST} rounds ± standard deviation over training seeds:",
-        markdown_table(["row", *(title for title, _ in table.watched.values())], ends),
-    ]
-    return "\n\n".join(parts)
-
-
-def difference(result: dict | None, row: str, cell: dict, metric: str, decimals: int) -> str:
-    """Write a row's difference and interval, bold where the interval does not hold 0."""
-    place = {"row": row, "metric": metric} | cell
-    found = [d for d in result["differences"] if place.items() <= d.items()] if result else []
-    if not found:
-        return NOT_RUN
-    bold = "**" * (found[0]["low"] > 0 or found[0]["high"] < 0)
-    return f"{bold}{interval(found[0], decimals)}{bold}"
-
-
-def end_of_training(result: dict | None, row: str, key: str, decimals: int) -> str:
-    values = [run["training"]["end"][key] for run in result["runs"] if run["row"] == row] if result else []
-    return mean_and_deviation(values, decimals) if values else NOT_RUN
 
 
 # what it took, and where the numbers come from
@@ -241,7 +203,7 @@ def end_of_training(result: dict | None, row: str, key: str, decimals: int) -> s
 
 def costs(table: Table, result: dict | None) -> str:
     """Write what each trained row took, and for a curve how far from the reference it went."""
-    formats = {"samples": ".0f", "queries": ".0f", "hours": ".3f"} | ({"kl": ".3g"} if table.curve else {})
+    formats = {"samples": ".0f", "queries": ".0f", "hours": ".3f"} | ({"kl": ".3g"} if table.own.curve else {})
     titles = {"samples": "samples", "queries": "reward queries", "hours": "training, hours", "kl": "KL of a step"}
     body = []
     for name, row in table.rows.items():
@@ -252,7 +214,7 @@ def costs(table: Table, result: dict | None) -> str:
         cells = [full_title(row)]
         for key, form in formats.items():
             counted = timed or made if key == "hours" else made
-            ends = [run["curve"][-1] if table.curve else spent(run["training"]) for run in counted]
+            ends = [run["curve"][-1] if table.own.curve else spent(run["training"]) for run in counted]
             wall = " (wall)" if key == "hours" and not timed else ""
             cells.append(f"{statistics.mean(end[key] for end in ends):{form}}{wall}" if ends else NOT_RUN)
         body.append(cells)
@@ -260,7 +222,7 @@ def costs(table: Table, result: dict | None) -> str:
         f"Of one run{', the mean over training seeds' * (len(table.seeds) > 1)}. Hours are core hours on a CPU, of the "
         "runs that recorded CPU time; *wall* where none did: longer, since another run was beside it."
     )
-    if table.curve:
+    if table.own.curve:
         note += (
             " KL to the reference in nats, summed over dimensions, the mean over the stochastic steps of the policy's "
             "own trajectories at the end of training, with as many steps as it was trained with."

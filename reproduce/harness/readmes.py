@@ -5,6 +5,7 @@ from reproduce.common.provenance import ROOT, core_seconds
 from reproduce.harness.claims import STATUSES
 from reproduce.harness.declare import Table
 from reproduce.harness.page import NOT_RUN, total
+from reproduce.harness.rows import trained_here
 
 BEGIN, END = "<!-- tables:begin -->\n", "<!-- tables:end -->"
 ALL = "| **all** |"
@@ -50,7 +51,8 @@ def hours(table: Table, result: dict | None) -> float | None:
     """Return the core hours (on a CPU) of all runs; runs that another table trains are counted there."""
     if not result or not result["runs"]:
         return None
-    keys = ("evaluation",) if table.reads else ("training", "evaluation")
+    trains = any(trained_here(table, row) for row in table.rows.values())
+    keys = ("training", "evaluation") if trains else ("evaluation",)
     parts = [result["pairs"]] + [run[key] for run in result["runs"] for key in keys]
     return sum(core_seconds(part) for part in parts if part) / 3600
 

@@ -1,13 +1,24 @@
-"""What a table script does: train each row at each seed, evaluate it, gather the result and its claims.
+"""Run the rows of a table: train a row at a seed, or find it trained; evaluate it; write down what was found.
 
-A run is one row at one training seed. When it is finished its evaluation stands in <work>/<row>-<seed>.json, and it is
-not run again; a run that was stopped goes on from its last checkpoint.
+A run is one row at one training seed. Its folders, below a root such as reproduce/runs:
+
+| where | what |
+| --- | --- |
+| <table>/<row>-<seed>.json | the evaluation, with all that it depends on; where it is, the run is done |
+| <table>/<row>-<seed>/ | the training: settings.json, checkpoints, result.json at its end |
+| <Row.runs>/<row>-<seed>/ | the training of a row that tables share |
+| pairs/ | the pairs that offline methods train on, the same for all tables |
+
+At full scale each folder's name ends in -full. Settings are written down when a training begins, and again with the
+evaluation; what lies there from before is taken only if they are the same.
 """
 
+import contextlib
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,94 +26,135 @@ import torch
 from fsalign_lib.metrics.frechet import Gaussian, read_statistics
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.load import load
+from fsalign_lib.models.presets import PRESETS
+from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
-from fsalign_lib.rewards import REWARDS
-from fsalign_lib.twins import save_dino_twin, save_reward_twin, save_twin
 from reproduce import train_distill, train_offline, train_online
-from reproduce.common.files import last_checkpoint, writable_folder, write_json
+from reproduce.common.cli import processes
+from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
-from reproduce.common.shards import processes
-from reproduce.data import sampled_pairs as pair_files
-from reproduce.data import targets
+from reproduce.data import sampled_pairs
 from reproduce.data.prompt_sets import data_folder, read_prompts
-from reproduce.evaluation.cost import sampling_cost
+from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
+from reproduce.data.targets import read_targets
+from reproduce.evaluation.cost import COSTS, sampling_cost
 from reproduce.evaluation.likeness import LIKENESS, load_likeness
-from reproduce.evaluation.metrics import Frechet, Metric, load_metrics
+from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Frechet, Metric, load_metrics
 from reproduce.evaluation.scores import evaluate
+from reproduce.harness import target_pictures
 from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
-from reproduce.harness.settings import (
-    Work,
-    begun_with,
-    check_budgets,
-    check_same,
-    digest,
-    lesson_folders,
-    lora_source,
-    model_name,
-    note_path,
-    pair_config,
-    pair_settings,
-    row_seeds,
-    run_path,
-    settings,
-    start_of,
-    start_work,
-    target_set,
-    training_config,
-)
-from reproduce.recipes import recipe
+from reproduce.recipes import make_config, recipe
 from reproduce.train_distill import DistillConfig
+from reproduce.train_offline import OfflineConfig
 from reproduce.train_online import OnlineConfig
 from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
-from reproduce.training.run import load_model
+from reproduce.training.run import Run, defaults
 
+# Of the pocket world, that a run's numbers may depend on; those of rewards and metrics that few tables have come last.
 NETWORKS = (
     *("teacher", "student", "vae", "text_encoder", "eye", "classifier"),
     *("clip", "pickscore", "imagereward", "aesthetic"),
 )
+JUDGING = ("teacher", "vae", "text_encoder", "eye")  # and drawing the pairs
+LOOPS = {"online": train_online, "offline": train_offline, "distill": train_distill}
+CONFIGS = {"online": OnlineConfig, "offline": OfflineConfig, "distill": DistillConfig}
+
+
+@dataclass
+class Work:
+    """Hold a table being made: its folder, and the parts that its runs share."""
+
+    table: Table  # as it is at the world's scale
+    world: World
+    folder: Path
+    threads: int | None
+    model: LatentModel
+    metrics: Mapping[str, Metric | Frechet]
+    prompts: dict[str, list[str]]
+    weights: dict[str, str]  # a digest of each network that the pocket world brings
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures of each prompt are evaluated."""
+        return self.world.pictures or self.table.pictures[self.world.scale]
+
+
+# preparing a table
 
 
 def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Work:
-    """Load what all runs share, and see that what lies in the folder was made with the same settings."""
+    """Load what all runs share, and see that what lies in the folders was made with the same settings.
+
+    Raises:
+        ValueError: other settings or weights, or an unknown metric or prompt set. FileNotFoundError: missing weights.
+    """
     if threads:
         torch.set_num_threads(threads)
     writable_folder(folder)
     if world.twins:
-        make_twins(table, folder / "twins")
-    full = world.scale == "full"
-    model = load(world.model or table.models[world.scale], model_dtype(table, world))
-    names = table.metric_names(world.scale, world.pictures or table.pictures[world.scale])
-    metrics = world.metrics or all_metrics(table, world, folder, names, model)
+        from reproduce.harness.tiny_models import make_twins
+
+        make_twins(table, set(scored_names(table, "full", pictures=2)), folder / "twins")
+    model = load(table.models[world.scale], model_dtype(table, world.scale))
+    names = scored_names(table, world.scale, world.pictures or table.pictures[world.scale])
     sets = "pocket" if world.twins else world.scale
     prompts = {name: read_prompts(getattr(some, sets))[: world.prompts] for name, some in table.prompts.items()}
+    metrics = load_table_metrics(table, world, folder, names, model)
     weights = {}
-    if not full and not world.metrics:
+    if world.scale == "pocket":
         more = {"hps"} & set(names) | ({"selfsup"} if "dino" in names else set())
         weights = {name: digest(WEIGHTS / name) for name in (*NETWORKS, *sorted(more))}
     work = Work(table, world, folder, threads, model, metrics, prompts, weights)
-    check_budgets(work)
     for row in table.rows:
         for seed in row_seeds(table, row):
             check_same(work, row, seed)
-            if table.rows[row].composed:
-                check_same(start_work(work, row), *start_of(table, row, seed))
     return work
 
 
-def load_table_metrics(table: Table, names: Sequence[str], device, full: bool) -> dict[str, Metric | Frechet]:
-    """At full scale "fid" is against statistics that must be there; they are read here, before any compute."""
-    if not full or "fid" not in names:
-        return load_metrics(names, device, "full" if full else "pocket")
-    metrics = load_metrics(names, device, "full", reference=lambda prompts: None)
-    for prompts in table.prompts.values():
-        if prompts.statistics:
-            read_reference(prompts, metrics["fid"])
-    return metrics
+def model_dtype(table: Table, scale: str) -> torch.dtype:
+    """Return the rows' precision: the model as it is must be in that of those that were trained."""
+    methods = [row.method for row in table.rows.values() if row.method]
+    found = {recipe(method, scale).get("dtype", ("float32", ""))[0] for method in methods}
+    return getattr(torch, found.pop() if found else "float32")
+
+
+def scored_names(table: Table, scale: str, pictures: int) -> tuple[str, ...]:
+    """Name what pictures are scored by: what can be had here, and is not derived from other scores (see curves)."""
+    names = dict.fromkeys(table.own.scored or (*table.metrics, *table.beside))
+    known = METRICS[scale] + LIKENESS[scale]
+    return tuple(name for name in names if name in known and (name not in WITHIN_PROMPTS or pictures > 1))
+
+
+def load_table_metrics(
+    table: Table, world: World, folder: Path, names: Sequence[str], model: LatentModel
+) -> dict[str, Metric | Frechet]:
+    """Load the metrics of pictures alone, and those that hold them to the table's targets, in the order of names.
+
+    At full scale "fid" is against statistics that must be there; they are read here, before any compute.
+    """
+    full = world.scale == "full"
+    device = processes().device if full else model.device
+    if world.twins:  # there is none of FID's network
+        names = tuple(name for name in names if name != "fid")
+    like = [name for name in names if name in LIKENESS[world.scale]]
+    others = [name for name in names if name not in like]
+    reference = {"reference": lambda prompts: None} if full and "fid" in others else {}
+    found = dict(load_metrics(others, device, world.scale, **reference))
+    if reference:
+        for prompts in table.prompts.values():
+            if prompts.statistics:
+                read_reference(prompts, found["fid"])
+    if like:
+        pictures = None
+        if table.own.targets:
+            pictures = read_targets(target_pictures.build_targets(table, world, folder), model.image_size)
+        found |= load_likeness(like, pictures, device, world.scale)
+    return {name: found[name] for name in names}
 
 
 def read_reference(prompts: Prompts, fid: Frechet) -> Gaussian:
-    """The statistics of the pictures that a set's captions are of.
+    """Read the statistics of the pictures that a set's captions are of.
 
     Raises:
         ValueError: no data folder, or other statistics. FileNotFoundError: there are none.
@@ -115,167 +167,310 @@ def read_reference(prompts: Prompts, fid: Frechet) -> Gaussian:
     return read_statistics(data_folder() / prompts.statistics, fid.extractor, fid.dimensions)
 
 
-def all_metrics(
-    table: Table, world: World, folder: Path, names: tuple[str, ...], model: LatentModel
-) -> dict[str, Metric]:
-    """Those of pictures alone, and those that hold them to the table's targets, in their order."""
-    device = processes().device if world.scale == "full" else model.device
-    like = [name for name in names if name in LIKENESS[world.scale]]
-    if world.twins:  # there is none of FID's network
-        names = tuple(name for name in names if name != "fid")
-    others = [name for name in names if name not in like]
-    found = load_table_metrics(table, others, device, world.scale == "full")
-    if like:
-        pictures = (
-            targets.read_targets(build_targets(table, world, folder), model.image_size) if table.targets else None
-        )
-        found |= load_likeness(like, pictures, device, world.scale)
-    return {name: found[name] for name in names}
+def digest(folder: Path) -> str:
+    """Return a hash of the weight files in a folder."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
-def build_targets(table: Table, world: World, folder: Path) -> Path:
-    """Where the targets lie, which are drawn now if they were not."""
-    name, some = target_set(table, world)
-    if processes().is_main_process:
-        targets.build_targets(name, folder / "targets", some.count)
-    processes().wait_for_everyone()
-    return targets.picture_folder(name, folder / "targets")
+# where a run lies, and what it is made with
 
 
-def build_samples(work: Work, row: str) -> None:
-    """A subject's references and its class's samples, unless that is done."""
-    _, some = target_set(work.table, work.world)
-    lessons = build_targets(work.table, work.world, work.folder)
-    if some.prompt is None:
-        return
-    if processes().is_main_process:
-        this, steps = work.table.rows[row], work.table.steps[0]
-        model = sampled_model(work, row) if this.sampled else work.model
-        kernel, own_steps = (this.sampled.kernel, this.sampled.steps) if this.sampled else (None, steps)
-        folders = lesson_folders(work, row)
-        targets.build_prior(folders["prior"], model, some.class_prompt, some.prior, kernel, own_steps)
-        if "losers" in METHODS[work.table.rows[row].method].needs:
-            targets.build_references(folders["pairs"], lessons, work.model, some.prompt, some.references, steps)
-    processes().wait_for_everyone()
+def row_seeds(table: Table, row: str) -> tuple[int | None, ...]:
+    """Return a row's training seeds; one None where nothing is trained, none where nothing is run."""
+    about = row_of(table, row)
+    if about.elsewhere:
+        return ()
+    return (about.seeds or table.seeds) if about.method or about.composed else (None,)
 
 
-def model_dtype(table: Table, world: World) -> torch.dtype:
-    """The rows' own: the model as it is must be in the precision of those that were trained."""
-    methods = [row.method for row in table.rows.values() if row.method]
-    found = {recipe(method, world.scale).get("dtype", ("float32", ""))[0] for method in methods}
-    return getattr(torch, found.pop() if found else "float32")
+def row_of(table: Table, row: str) -> Row:
+    """Return a row of the table, or one that its rows start from."""
+    return table.rows[row] if row in table.rows else table.own.starts[row]
 
 
-def make_twins(table: Table, hub: Path) -> None:
-    """Write the twins of all that the table reads at full scale, and have it read them."""
-    rewards = {"pickscore", *(row_reward(row) for row in table.rows.values())} - {None}
-    rewards |= set(table.metric_names("full", pictures=2)) & set(REWARDS["full"])
-    if processes().is_main_process:
-        others = [row.sampled.models["full"] for row in table.rows.values() if row.sampled]
-        others += [row.composed["full"] for row in table.rows.values() if row.composed]
-        for model in dict.fromkeys((table.models["full"], table.teachers.get("full"), *others)):
-            if model is not None:
-                save_twin(model, hub)
-        like = set(table.metric_names("full", pictures=2)) & set(LIKENESS["full"])
-        for reward in {*rewards, "aesthetic", *(["clipscore"] if like else [])}:  # whose networks other metrics read
-            save_reward_twin(reward, hub)
-        if like:
-            save_dino_twin(hub)
-    processes().wait_for_everyone()
-    os.environ["FSALIGN_HUB"] = str(hub)
+def start_of(table: Table, row: str, seed: int) -> tuple[str, int] | None:
+    """Return the run, (row, seed), whose weights a run goes on from: of its own seed, or the only one that there is."""
+    start = row_of(table, row).start
+    if start is None or row_of(table, start).method is None:
+        return None
+    seeds = row_seeds(table, start)
+    return start, seed if seed in seeds else seeds[0]
 
 
-def row_reward(row: Row) -> str | None:
-    """What scores a row's pictures in its training at full scale."""
-    known = recipe(row.method, "full") if row.method else {}
-    return row.own("full").get("reward", known.get("reward", (None,))[0])
+def trained_here(table: Table, row: Row) -> bool:
+    """Say whether a row is trained, and by this table: its runs do not lie in the folder of another one."""
+    return row.method is not None and row.runs in (None, table.name, table.name.partition("_")[0])
+
+
+def uses_pairs(table: Table) -> bool:
+    """Say whether offline methods learn from the pairs that tables share."""
+    return not table.own.targets and any(
+        row.method and METHODS[row.method].loop == "offline" for row in table.rows.values()
+    )
+
+
+def run_path(folder: Path, row: str, seed: int | None) -> Path:
+    """Return the file of an evaluation in a table's folder."""
+    return folder / (f"{row}.json" if seed is None else f"{row}-{seed}.json")
+
+
+def shared_folder(folder: Path, name: str, scale: str) -> Path:
+    """Return a folder beside a table's, which other tables read too."""
+    return folder.parent / (f"{name}-full" if scale == "full" else name)
+
+
+def training_folder(work: Work, row: str, seed: int) -> Path:
+    """Return the folder of a training."""
+    runs, folder = row_of(work.table, row).runs, work.folder
+    if runs not in (None, work.table.name):
+        folder = shared_folder(work.folder, runs, work.world.scale)
+    return folder / f"{row}-{seed}"
+
+
+def model_name(work: Work, row: str) -> str:
+    """Name the model that a row is, or that its method trains."""
+    sampled = row_of(work.table, row).sampled
+    return (sampled.models if sampled else work.table.models)[work.world.scale]
+
+
+def training_config(work: Work, row: str, seed: int) -> TrainConfig:
+    """Return the recipe of the row's method at this scale, with the row's own settings and the world's."""
+    table, world, about = work.table, work.world, row_of(work.table, row)
+    loop = METHODS[about.method].loop
+    given = {"out": training_folder(work, row, seed), "seed": seed, "resume": True, "model": model_name(work, row)}
+    if loop == "offline":
+        folders = target_pictures.folders(work, row, given["model"]) if table.own.targets else {}
+        given |= folders or {"pairs": pair_config(work).out}
+    elif world.training_prompts:
+        given["prompts"] = world.training_prompts
+    if loop == "distill":
+        given["teacher"] = table.teachers[world.scale]
+        start = start_of(table, row, seed)
+        given["start"] = training_folder(work, *start) if start else None
+    given |= about.settings | world.settings.get(about.method, {}) | {"threads": work.threads}
+    return make_config(CONFIGS[loop], about.method, world.scale, **given)
+
+
+def pair_config(work: Work) -> PairConfig | FullPairConfig:
+    """Return the settings of the pairs that offline methods train on.
+
+    They are ranked by the simulated judge, or at full scale by a reward. Pick-a-Pic's own pairs take their place in a
+    folder that `build_pairs.py --from pickapic` made.
+    """
+    kind = FullPairConfig if work.world.scale == "full" else PairConfig
+    given = {"out": shared_folder(work.folder, "pairs", work.world.scale), "threads": work.threads}
+    given["model"] = work.table.teachers[work.world.scale]
+    if work.world.training_prompts:
+        given["prompts"] = work.world.training_prompts
+    return kind(**given | work.world.settings.get("pairs", {}))
+
+
+def pair_settings(work: Work) -> dict:
+    """Return all that the pairs depend on."""
+    config = pair_config(work)
+    kept = {key: value for key, value in plain(config).items() if key not in ("out", "threads")}
+    if work.world.scale == "full":
+        return kept
+    return kept | {"judge": asdict(judge.TASTES[config.taste]), "weights": {k: work.weights.get(k) for k in JUDGING}}
+
+
+def settings(work: Work, row: str, seed: int | None) -> dict:
+    """Return all that a run's numbers depend on."""
+    about = row_of(work.table, row)
+    # A row that trains another model names it; another table that takes its run has a model of its own.
+    own = {} if about.method and about.sampled else {"model": work.model.fingerprint}
+    found = {"weights": own | work.weights, "pictures": work.pictures, "prompts": work.prompts}
+    if about.sampled:
+        found["sampled"] = plain(about.sampled)
+    if about.composed:
+        found["composed"] = lora_source(work, row)
+        found["start"] = training_settings(work, *start_of(work.table, row, seed))["training"]
+    return found | (training_settings(work, row, seed) if about.method else {})
+
+
+def training_settings(work: Work, row: str, seed: int) -> dict:
+    """Return all that a training depends on, but for weights."""
+    config, method = training_config(work, row, seed), row_of(work.table, row).method
+    free = free_settings()
+    found = {"training": {key: value for key, value in plain(config).items() if key not in free}}
+    if METHODS[method].loop == "offline":
+        found["pairs"] = target_pictures.settings(work) if work.table.own.targets else pair_settings(work)
+    if start := start_of(work.table, row, seed):
+        found["start"] = training_settings(work, *start)["training"]
+    return found
+
+
+def training_note(work: Work, row: str, seed: int) -> dict:
+    """Return all that a training depends on, weights too, which stands in its settings.json."""
+    found = training_settings(work, row, seed)
+    about, scored = row_of(work.table, row), found["training"].get("reward")
+    own = {} if about.sampled else {"model": work.model.fingerprint}
+    return {"weights": own | {k: v for k, v in work.weights.items() if k in NETWORKS or k == scored}} | found
+
+
+def free_settings() -> set[str]:
+    """Name the settings that numbers do not depend on; how long a run is belongs to its numbers here."""
+    folders = {"pairs", "prior", "start"}  # what lies in them has settings of its own
+    return {name for name in Run.FREE if name not in ("rounds", "updates")} | folders
+
+
+def lora_source(work: Work, row: str) -> dict[str, str | None]:
+    """Return the preset whose LoRA a composed row takes, and a digest of the file where the package brings it."""
+    name = work.table.rows[row].composed[work.world.scale]
+    lora = PRESETS[name].lora if name in PRESETS else None
+    return {"preset": name, "digest": digest(lora.parent) if isinstance(lora, Path) else None}
+
+
+def check_same(work: Work, row: str, seed: int | None) -> None:
+    """See that a run was done, and its training begun, with the settings that it has now.
+
+    Raises:
+        ValueError: it was not, with the file that says so.
+    """
+    path = run_path(work.folder, row, seed)
+    if path.exists() and known_settings(work, row, seed, path) != settings(work, row, seed):
+        raise ValueError(f"{path} has other settings or weights: remove {work.folder}, or choose another --work")
+    start = start_of(work.table, row, seed)
+    for name, number in [(row, seed)] * bool(row_of(work.table, row).method) + [start] * bool(start):
+        note = training_folder(work, name, number) / "settings.json"
+        if not note.exists():
+            continue
+        now = training_note(work, name, number)
+        before = {key: value for key, value in known_settings(work, name, number, note).items() if key in now}
+        # Notes of older versions hold all that the evaluation depends on.
+        before["weights"] = {key: value for key, value in before["weights"].items() if key in now["weights"]}
+        if before != now:
+            raise ValueError(f"{note} has other settings or weights: remove {note.parent}, or choose another --work")
+
+
+def known_settings(work: Work, row: str, seed: int | None, path: Path) -> dict:
+    """Read settings as they were written down, of those that matter now; what was not known then had its default."""
+    before = json.loads(path.read_text())["settings"]
+    if "training" not in before:
+        return before
+    known, free = defaults(type(training_config(work, row, seed))) | before["training"], free_settings()
+    return before | {"training": {key: value for key, value in known.items() if key not in free}}
+
+
+# running a row
 
 
 def do_run(work: Work, row: str, seed: int | None) -> None:
     """Train and evaluate one row at one seed, unless that is done; all processes of the launcher take part."""
-    path, training = run_path(work.folder, row, seed), None
+    path, about, training = run_path(work.folder, row, seed), work.table.rows[row], None
     if path.exists():
         print(f"{path.stem} is done")
         return
-    parts, this = work.folder / f"{path.stem}.parts", work.table.rows[row]
-    if this.method:
-        config, model = trained_run(work, row, seed)
-        training, clock = json.loads((config.out / "result.json").read_text()), Clock()
-        if this.sampled:
-            model.guidance_scale = this.sampled.guidance[work.world.scale]
-        cells = evaluate_cells(work, model, path.stem, parts, this.sampled)
-    elif this.composed:
-        model, clock = composed_model(work, row, seed), Clock()
-        cells = evaluate_cells(work, model, path.stem, parts)
-    elif this.sampled:
-        clock = Clock()
-        cells = evaluate_cells(work, sampled_model(work, row), path.stem, parts, this.sampled)
-    else:
-        model, clock = work.model.to(processes().device) if work.world.scale == "full" else work.model, Clock()
-        with model.reference():  # it may hold the weights of a row that was evaluated before
-            cells = evaluate_cells(work, model, path.stem, parts)
+    if about.method:
+        if not finished(work, row, seed):
+            train(work, row, seed)
+        training = json.loads((training_folder(work, row, seed) / "result.json").read_text())
+    parts, model, clock = work.folder / f"{path.stem}.parts", row_model(work, row, seed), Clock()
+    # The table's model may hold the weights of a row that was evaluated before.
+    as_it_is = not (about.method or about.composed or about.sampled)
+    with model.reference() if as_it_is else contextlib.nullcontext():
+        cells = evaluate_cells(work, model, path.stem, parts, about.sampled)
     finish(work, row, seed, clock, training, cells)
     if processes().is_main_process:
         shutil.rmtree(parts, ignore_errors=True)
 
 
-def trained_run(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
-    """A run that was trained to its end, by another table or before this one was stopped, or that is trained now."""
-    config = training_config(work, row, seed)
-    if not (config.out / "result.json").exists() or isinstance(config, DistillConfig) and not work.table.pool:
-        return train(work, row, seed)
-    model = load_model(config) if not work.table.pool else work.model
-    model = model.to(processes().device) if work.world.scale == "full" else model
-    model.load_adapter(last_checkpoint(config.out))
-    return config, model
+def finished(work: Work, row: str, seed: int) -> bool:
+    """Say whether a row is trained to its end, whichever table trained it."""
+    return (training_folder(work, row, seed) / "result.json").exists()
 
 
-def train(work: Work, row: str, seed: int) -> tuple[TrainConfig, LatentModel]:
-    """To the end, from where it was stopped; the result is then in the folder of the run."""
+def train(work: Work, row: str, seed: int) -> None:
+    """Train to the end, from where it was stopped; first what the row starts from, unless that is there."""
     start = start_of(work.table, row, seed)
-    if start and not (work.runs / f"{start[0]}-{start[1]}" / "result.json").exists():
+    if start and not finished(work, *start):
         train(work, *start)
     config = training_config(work, row, seed)
     if processes().is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)
-        write_json(note_path(work.runs, row, seed), {"settings": begun_with(work, row, seed)})
-    if isinstance(config, DistillConfig):
-        setup = train_distill.prepare(config, reward=work.world.reward if config.reward else None)
-        train_distill.run(setup)
-    elif isinstance(config, OnlineConfig):
-        setup = train_online.prepare(config, reward=work.world.reward)
-        train_online.run(setup)
-    else:
-        build_samples(work, row) if work.table.targets else build_pairs(work)
-        setup = train_offline.prepare(config)
-        train_offline.run(setup)
-    return config, setup.model
+        write_json(config.out / "settings.json", {"settings": training_note(work, row, seed)})
+    if isinstance(config, OfflineConfig):
+        if work.table.own.targets:
+            folders = {"pairs": config.pairs, "prior": config.prior}
+            target_pictures.build_samples(work, row, untrained_model(work, row), folders)
+        else:
+            make_pairs(work)
+    loop = LOOPS[METHODS[config.method].loop]
+    loop.run(loop.prepare(config))
+
+
+def make_pairs(work: Work) -> None:
+    """Build the pairs, unless they are there.
+
+    Raises:
+        ValueError: they were built with other settings or weights.
+    """
+    config, made = pair_config(work), pair_settings(work)
+    note = config.out / "settings.json"
+    if not (config.out / "pairs.jsonl").exists():
+        sampled_pairs.build(sampled_pairs.prepare(config))
+        if processes().is_main_process:
+            write_json(note, made)
+        processes().wait_for_everyone()
+    elif work.world.scale == "full" and not note.exists():
+        return  # brought along, such as Pick-a-Pic's
+    elif not note.exists() or json.loads(note.read_text()) != made:
+        raise ValueError(f"{config.out} was built with other settings or weights: remove it, or choose another --work")
+
+
+# the model of a row
+
+
+def row_model(work: Work, row: str, seed: int | None) -> LatentModel:
+    """Return the model to evaluate, on the device that it is evaluated on."""
+    about = work.table.rows[row]
+    if about.composed:
+        return composed_model(work, row, seed)
+    return trained_model(work, row, seed) if about.method else untrained_model(work, row)
+
+
+def untrained_model(work: Work, row: str) -> LatentModel:
+    """Return the table's model, or the one that the row samples, in the rows' precision."""
+    model, sampled = work.model, row_of(work.table, row).sampled
+    if sampled:
+        model = load(model_name(work, row), model_dtype(work.table, work.world.scale))
+        model.guidance_scale = sampled.guidance[work.world.scale]
+    return model.to(processes().device) if work.world.scale == "full" else model
+
+
+def trained_model(work: Work, row: str, seed: int) -> LatentModel:
+    """Return the model with the weights that a finished training left."""
+    model = untrained_model(work, row)
+    model.load_adapter(last_checkpoint(training_folder(work, row, seed)))
+    return model
 
 
 def composed_model(work: Work, row: str, seed: int) -> LatentModel:
-    """The row's LoRA on what the row that it starts from trained, which is trained now if it was not."""
-    _, trained = trained_run(start_work(work, row), *start_of(work.table, row, seed))
-    dtype = model_dtype(work.table, work.world)
-    model = load(lora_source(work, row)["preset"], dtype, network=trained.merged_network())
+    """Return the row's LoRA on what the row that it starts from trained, which is trained now if it was not."""
+    start = start_of(work.table, row, seed)
+    if not finished(work, *start):
+        train(work, *start)
+    network = trained_model(work, *start).merged_network()
+    model = load(lora_source(work, row)["preset"], model_dtype(work.table, work.world.scale), network=network)
     return model.to(processes().device) if work.world.scale == "full" else model
 
 
-def sampled_model(work: Work, row: str) -> LatentModel:
-    """Another model than the table's; its precision is that of the rows."""
-    model = load(model_name(work, row), model_dtype(work.table, work.world))
-    model.guidance_scale = work.table.rows[row].sampled.guidance[work.world.scale]
-    return model.to(processes().device) if work.world.scale == "full" else model
+# evaluating it
 
 
 def evaluate_cells(
     work: Work, model: LatentModel, title: str, parts: Path, sampled: Sampled | None = None
 ) -> dict[str, dict]:
-    """The model on each prompt set at each number of steps; at full scale what is done is kept in `parts`."""
-    cells, how = {}, {"eta": sampled.eta} if sampled else {}
-    kernel = sampled.kernel if sampled else work.table.kernel
-    columns = (sampled.steps,) if sampled else work.table.steps
+    """Evaluate a model on each prompt set at each number of steps; at full scale what is done is kept in `parts`.
+
+    Returns:
+        "<prompt set>-<steps>" -> scores and means.
+    """
+    table, cells, how = work.table, {}, {"eta": sampled.eta} if sampled else {}
+    kernel, columns = (sampled.kernel, (sampled.steps,)) if sampled else (table.kernel, table.steps)
     costs = {}
-    if work.table.timed:
+    if set(COSTS) & {*table.metrics, *table.beside}:
         some = next(iter(work.prompts.values()))
         costs = {steps: sampling_cost(model, kernel, steps, some, **how) for steps in columns}
     for name, prompts in work.prompts.items():
@@ -290,7 +485,7 @@ def evaluate_cells(
 
 
 def metrics_of(work: Work, name: str) -> Mapping[str, Metric | Frechet]:
-    """The metrics of a prompt set, with its own reference."""
+    """Return the metrics of a prompt set, with its own reference of "fid"."""
     fid, about = work.metrics.get("fid"), work.table.prompts[name]
     if work.world.scale != "full" or not isinstance(fid, Frechet):
         return work.metrics
@@ -301,25 +496,37 @@ def metrics_of(work: Work, name: str) -> Mapping[str, Metric | Frechet]:
     return work.metrics
 
 
-def finish(work: Work, row: str, seed: int | None, clock: Clock, training: dict | None, cells: dict, **more) -> None:
-    """Write what was found of a run, with which it is done."""
+def measure(work: Work) -> None:
+    """Run all rows of a table that measures in a way of its own, unless that is done."""
+    rows, parts = work.table.rows, work.folder / "measured.parts"
+    if all(run_path(work.folder, row, None).exists() for row in rows):
+        return
+    clock, cells = Clock(), work.table.own.measure(work, parts)
+    for row in rows:
+        finish(work, row, None, clock, None, cells[row], rows=len(rows))
     if processes().is_main_process:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def finish(
+    work: Work,
+    row: str,
+    seed: int | None,
+    clock: Clock,
+    training: dict | None,
+    cells: dict,
+    rows: int = 1,
+    **more,
+) -> None:
+    """Write what was found of a run, with which it is done.
+
+    Args:
+        rows: how many were measured together, and share the time since the clock.
+    """
+    if processes().is_main_process:
+        made = provenance(clock)
+        for name in ("wall_seconds", "cpu_seconds"):
+            made[name] = round(made[name] / rows, 1)
         about = {"row": row, "seed": seed, "settings": settings(work, row, seed), "training": training}
-        found = {"evaluation": provenance(clock), "cells": cells, **more}
-        write_json(run_path(work.folder, row, seed), about | found)
+        write_json(run_path(work.folder, row, seed), about | {"evaluation": made, "cells": cells, **more})
     processes().wait_for_everyone()
-
-
-def build_pairs(work: Work) -> None:
-    """Once: pairs from the teacher, ranked by the simulated judge, or at full scale by a reward."""
-    config = pair_config(work)
-    made, note = pair_settings(work), config.out / "settings.json"
-    if not (config.out / "pairs.jsonl").exists():
-        pair_files.build(pair_files.prepare(config, utility=work.world.utility))
-        if processes().is_main_process:
-            write_json(note, made)
-        processes().wait_for_everyone()
-    elif work.world.scale == "full" and not note.exists():
-        return  # brought along, such as Pick-a-Pic's
-    elif not note.exists() or json.loads(note.read_text()) != made:
-        raise ValueError(f"{config.out} was built with other settings or weights: remove it, or choose another --work")

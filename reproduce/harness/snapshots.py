@@ -1,7 +1,7 @@
-"""Runs of a table of curves: train a row (or find it trained), then evaluate each of its snapshots.
+"""Run the rows of a table of curves: train a row, or find it trained, then evaluate each of its snapshots.
 
-An evaluated snapshot stands in <work>/<row>-<seed>/points/<round>.json, and is not evaluated again. A table that
-`reads` another's runs lies in a folder of that table's runs, and trains nothing.
+An evaluated snapshot stands in <table>/<row>-<seed>/points/<round>.json, and is not evaluated again. A row whose runs
+lie in another table's folder is trained by that table alone: where a run is missing, this one says by which command.
 """
 
 import json
@@ -15,13 +15,13 @@ from torch import Tensor
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import rollout
+from reproduce.common.cli import processes
 from reproduce.common.files import write_json
 from reproduce.common.provenance import Clock
-from reproduce.common.shards import Chunks, processes
+from reproduce.common.shards import Chunks
 from reproduce.evaluation.scores import picture_noise
-from reproduce.harness import rows as table_runs
-from reproduce.harness import settings as table_settings
-from reproduce.harness.settings import Work, digest, note_path, run_path, training_config
+from reproduce.harness import rows
+from reproduce.harness.rows import Work, digest, run_path, training_config, training_folder
 from reproduce.train_offline import OfflineConfig
 from reproduce.training.config import TrainConfig
 
@@ -42,51 +42,36 @@ def check(work: Work) -> None:
 
 
 def length(config: TrainConfig) -> int:
-    """Rounds or updates of a run."""
+    """Return the rounds or updates of a run."""
     return config.updates if isinstance(config, OfflineConfig) else config.rounds
 
 
 def do_run(work: Work, row: str, seed: int | None) -> None:
-    """One row at one seed, unless that is done; all processes of the launcher take part."""
-    path = run_path(work.folder, row, seed)
-    if work.table.rows[row].method is None or path.exists():
-        return table_runs.do_run(work, row, seed)
-    folder = find(work, row, seed) if work.table.reads else table_runs.trained_run(work, row, seed)[0].out
-    if folder is None:
-        return
-    training = json.loads((folder / "result.json").read_text())
-    curve = [point(work, row, seed, snapshot) for snapshot in snapshots(work, row, seed, folder)]
+    """Train one row at one seed and evaluate its snapshots, unless that is done; all processes take part."""
+    path, about = run_path(work.folder, row, seed), work.table.rows[row]
+    if about.method is None or path.exists():
+        return rows.do_run(work, row, seed)
+    if not rows.finished(work, row, seed):
+        if not rows.trained_here(work.table, about):
+            scale = " --scale full" if work.world.scale == "full" else ""
+            command = f"python reproduce/{about.runs}.py{scale} --only {row} --seeds {seed}"
+            return print(f"{training_folder(work, row, seed)} is not trained yet: {command}")
+        rows.train(work, row, seed)
+    training = json.loads((training_folder(work, row, seed) / "result.json").read_text())
+    curve = [point(work, row, seed, snapshot) for snapshot in snapshots(work, row, seed)]
     clock = Clock().after(*curve)
-    table_runs.finish(work, row, seed, clock, training, curve[-1]["cells"], curve=curve)
+    rows.finish(work, row, seed, clock, training, curve[-1]["cells"], curve=curve)
 
 
-def find(work: Work, row: str, seed: int) -> Path | None:
-    """The folder of a run of the table that this one reads; None: it is not trained yet.
+def snapshots(work: Work, row: str, seed: int) -> list[Path]:
+    """Return the folders of a run's snapshots, in the order of training.
 
     Raises:
-        ValueError: it was trained with other settings.
+        FileNotFoundError: one is missing.
     """
-    folder = work.folder.parent / f"{row}-{seed}"
-    if not (folder / "result.json").exists():
-        scale = " --scale full" if work.world.scale == "full" else ""
-        told = f"python reproduce/{work.table.reads}.py{scale} --only {row} --seeds {seed}"
-        print(f"{folder} is not trained yet: {told}")
-        return None
-    note, now = note_path(work.folder.parent, row, seed), table_settings.settings(work, row, seed)
-    before = table_settings.known_settings(work, row, seed, json.loads(note.read_text())["settings"])
-    if before["training"] != now["training"] or before["weights"]["model"] != now["weights"]["model"]:
-        raise ValueError(f"{note} has other training settings or weights than {work.table.reads}.py has now")
-    if processes().is_main_process:
-        note_path(work.folder, row, seed).parent.mkdir(parents=True, exist_ok=True)
-        write_json(note_path(work.folder, row, seed), {"settings": now})
-    return folder
-
-
-def snapshots(work: Work, row: str, seed: int, folder: Path) -> list[Path]:
-    """Raises: FileNotFoundError: one is missing."""
-    config = training_config(work, row, seed)
-    rounds = range(config.snapshot_every, length(config) + 1, config.snapshot_every)
-    paths = [folder / "snapshots" / f"{number:06d}" for number in rounds]
+    config, folder = training_config(work, row, seed), training_folder(work, row, seed)
+    numbers = range(config.snapshot_every, length(config) + 1, config.snapshot_every)
+    paths = [folder / "snapshots" / f"{number:06d}" for number in numbers]
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise FileNotFoundError(f"{missing[0]} is missing: remove {folder}, and train it again with its snapshots")
@@ -94,7 +79,7 @@ def snapshots(work: Work, row: str, seed: int, folder: Path) -> list[Path]:
 
 
 def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
-    """A snapshot's scores and its distance from the reference, measured now or before."""
+    """Return a snapshot's scores and its distance from the reference, measured now or before."""
     path = work.folder / f"{row}-{seed}" / "points" / f"{snapshot.name}.json"
     weights = digest(snapshot)
     if path.exists() and (found := json.loads(path.read_text()))["weights"] == weights:
@@ -105,7 +90,7 @@ def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
     parts, steps = path.with_suffix(".parts"), training_config(work, row, seed).steps
     found = {"round": int(snapshot.name), "weights": weights, "kl_steps": steps}
     found["kl"] = mean_kl(work, model.sampler(steps, work.table.kernel), parts)
-    found["cells"] = table_runs.evaluate_cells(work, model, f"{row}-{seed}, round {found['round']}", parts)
+    found["cells"] = rows.evaluate_cells(work, model, f"{row}-{seed}, round {found['round']}", parts)
     found |= clock.spent()
     if processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +102,10 @@ def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
 
 @torch.no_grad()
 def policy_kl(model: LatentModel, kernel: Kernel, prompts: Sequence[str]) -> Tensor:
-    r"""KL of a step of the policy from the reference's, in nats, $\frac1S \sum_n D_{KL}[\pi(\cdot|x_n) \| \pi_{ref}
-    (\cdot|x_n)]$ over the S stochastic steps of one trajectory of the policy for each prompt; summed over dimensions.
+    r"""Return the KL of a step of the policy from the reference's, in nats, for one trajectory of each prompt.  # (P,)
 
-    S times its mean over trajectories estimates the KL of whole trajectories.  # (P,)
+    $\frac1S \sum_n D_{KL}[\pi(\cdot|x_n) \| \pi_{ref}(\cdot|x_n)]$ over the S stochastic steps of the policy's own
+    trajectory, summed over dimensions. S times its mean over trajectories estimates the KL of whole trajectories.
     """
     noise = picture_noise(prompts, range(1), model.latent_shape, kernel.num_steps + 1)[:, 0].to(model.device)
     cond, steps = model.encode_prompts(prompts), []
@@ -134,7 +119,7 @@ def policy_kl(model: LatentModel, kernel: Kernel, prompts: Sequence[str]) -> Ten
 
 
 def mean_kl(work: Work, kernel: Kernel, parts: Path) -> float:
-    """Over the table's prompts, which at full scale all processes share."""
+    """Return the mean KL over the table's prompts, which at full scale all processes share."""
     prompts, some = [prompt for few in work.prompts.values() for prompt in few], AT_ONCE[work.world.scale]
     count = -(-len(prompts) // some)
 

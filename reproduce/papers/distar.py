@@ -1,4 +1,4 @@
-"""The rows of DI*'s tables: each is trained once, in reproduce/runs/distar, by the first table that needs it.
+"""Hold what the tables of DI* share: the rows, each trained once, in runs/distar, by the first table that needs it.
 
 The text of the paper that is at hand has lost the formulas in the names of Table 2's rows. What is known of each: its
 order, what its name says, the best row's (alpha_rew, alpha_cfg) = (100, 7.5) (Sec. 5), and that rows of Table 1 with
@@ -28,11 +28,10 @@ else was tried.
 "Longer training" has three times the updates; the paper does not say how many.
 """
 
-from reproduce.harness.declare import Row, Sampled
+from reproduce.harness.declare import Column, Row, Sampled
 from reproduce.papers.claim import Pattern, TableClaims
 from reproduce.recipes import recipe
 
-POOL = "distar"  # the folder of their runs
 SCALES = {1: 0.3, 10: 3.0, 30: 10.0, 100: 30.0}  # the paper's alpha_rew (30 is ours) -> the pocket world's
 UPDATES, LONGER = 80, 3
 TUNING = (
@@ -61,12 +60,12 @@ FULL = {
 
 
 def row(title: str, method: str, scale: int, longer: int = 1, **settings) -> Row:
-    """A trained row; `scale` is the paper's alpha_rew."""
+    """Return a trained row; `scale` is the paper's alpha_rew."""
     own, full = POCKET | settings, FULL | {"save_every": 250} | settings
     for some, alpha in ((own, SCALES.get(scale, 0.0)), (full, float(scale))):
         some["updates"] *= longer
         some |= {"reward_scale": alpha} if scale else {"reward": None, "reward_scale": 0.0}
-    return Row(title, method, own, full, tuning=TUNING)
+    return Row(title, method, pocket=own, full=full, tuning=TUNING, runs="distar")
 
 
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=50, guidance={"pocket": 2.5, "full": 5.0})
@@ -95,37 +94,26 @@ ELSEWHERE = {
 }
 MODELS = {"pocket": "pocket-one-step", "full": "sdxl-dmd2-1step"}
 TEACHERS = {"pocket": "pocket-teacher", "full": "sdxl"}
-METHODS = ("dipp", "sim", "distar")
-SMOKE = {
-    "updates": 1,
-    "batch": 2,
-    "assistant_updates": 1,
-    "warmup": 0,
-    "micro_batch": 2,
-    "save_every": 1,
-    "prompts": "animals",
-}
 
 METRICS = {
-    "imagereward": ("ImageReward", 3),
-    "aesthetic": ("Aesthetic", 3),
-    "pickscore": ("PickScore", 2),
-    "clipscore": ("CLIP score", 4),
+    "imagereward": Column("ImageReward", 3),
+    "aesthetic": Column("Aesthetic", 3),
+    "pickscore": Column("PickScore", 2),
+    "clipscore": Column("CLIP score", 4),
 }
-COSTS = {"seconds": ("s per 10 pictures", 2), "memory": ("memory of sampling, MB", 0)}
 HELD_OUT = {
-    "fid": ("Frechet distance", 2),
-    "accuracy": ("animal accuracy", 3),
-    "vendi": ("Vendi score", 3),
-    "modes": ("backgrounds of 8", 2),
-    "precision": ("precision", 3),
-    "recall": ("recall", 3),
+    "fid": Column("Frechet distance", 2, lower=True),
+    "accuracy": Column("animal accuracy", 3),
+    "vendi": Column("Vendi score", 3),
+    "modes": Column("backgrounds of 8", 2),
+    "precision": Column("precision", 3),
+    "recall": Column("recall", 3),
 }
 STANDS = "SDXL-Base stands for the pocket's teacher, DMD2 for its one-step generator."
 PRINTED = (
     "The paper's PickScore and CLIP score are printed here in the units of the other tables: 100 times its cosine, and "
     "its number over 100. Reward scales are the paper's; at pocket scale a reward of 1 is 0.3, 10 is 3, 30 is 10 and "
-    "100 is 30 (distar_rows.py says why), and " + STANDS
+    "100 is 30 (papers/distar.py says why), and " + STANDS
 )
 
 

@@ -9,7 +9,6 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from reproduce.recipes import dipp, distar, pso, sdpo
-from reproduce.training.methods import find
 
 SCALES = ("pocket", "full")
 RECIPES = pso.RECIPES | sdpo.RECIPES | dipp.RECIPES | distar.RECIPES
@@ -53,6 +52,8 @@ def make_config(config_type: type, method: str, scale: str = "pocket", **overrid
     Raises:
         ValueError: a method of another loop, no such recipe, or a setting that the configuration cannot have.
     """
+    from reproduce.training.methods import find  # with torch, which the recipes themselves do not need
+
     find(method, config_type.loop)
     kinds, values = get_type_hints(config_type), {}
     for name, (value, _) in recipe(method, scale).items():

@@ -12,6 +12,7 @@ from reproduce import pso_table2, sdpo_ablations
 from reproduce.common.provenance import ROOT
 from reproduce.harness import claims
 from reproduce.harness.claims import PAPERS, claims_of, read_claims
+from reproduce.harness.command import at_scale
 from reproduce.papers import claim as papers_claim
 from reproduce.papers.claim import Pattern, TableClaims
 
@@ -37,7 +38,7 @@ KNOWN = {
 }
 PRINTED = {"pso_table1", "pso_table2", "pso_table3", "sdpo_table1", "sdpo_table3", "dipp_table1"}
 PRINTED |= {"distar_table1", "distar_table2"}  # each claim has its two numbers; of pso_table4 those on DreamBooth
-TABLES = {name: importlib.import_module(f"reproduce.{name}").TABLE for name in KNOWN}
+TABLES = {name: at_scale(importlib.import_module(f"reproduce.{name}").TABLE, "pocket") for name in KNOWN}
 
 
 def lines(table):
@@ -54,7 +55,7 @@ def test_there_are_501_claims():
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_ids_are_what_they_were(name):
-    ids = [claim.id for claim in read_claims(TABLES[name].id)]
+    ids = [claim.id for claim in read_claims(name)]
     assert (len(ids), hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]) == KNOWN[name]
 
 
@@ -62,7 +63,9 @@ def test_ids_are_what_they_were(name):
 def test_claims_are_about_what_the_table_has(name):
     table = TABLES[name]
     found = claims_of(table)
-    assert len({c.id for c in found}) == len(found) and all(c.id.startswith(f"{table.id}-") for c in found)
+    assert len({c.id for c in found}) == len(found) and all(
+        c.id.startswith(name.replace("_", "-") + "-") for c in found
+    )
     assert len({(c.metric, c.above, c.below, c.steps, c.prompts) for c in found}) == len(found), "each is made once"
     for c in found:
         assert c.metric in table.metrics and {c.above, c.below} <= set(table.rows) and c.above != c.below
@@ -71,7 +74,7 @@ def test_claims_are_about_what_the_table_has(name):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_printed_values_are_those_of_the_csv_in_the_claimed_order(name):
-    table, found = TABLES[name], read_claims(TABLES[name].id)
+    table, found = TABLES[name], read_claims(name)
     assert all(c.printed for c in found) == (name in PRINTED)
     if name not in PRINTED | {"pso_table4"}:
         assert not any(c.printed for c in found)
@@ -92,9 +95,9 @@ def at(table, row, steps):
 @pytest.mark.parametrize("name", ["pso_table1", "pso_table2", "pso_table3", "dipp_table1"])
 def test_an_id_says_its_claim(name):
     step = "" if name == "dipp_table1" else "{c.steps}step-"
-    for c in read_claims(TABLES[name].id):
+    for c in read_claims(name):
         assert c.id == ("{id}-{c.above}-above-{c.below}-{c.metric}-" + step + "{c.prompts}").format(
-            id=TABLES[name].id, c=c
+            id=name.replace("_", "-"), c=c
         )
 
 
@@ -102,7 +105,7 @@ def test_every_printed_order_of_pso_table_2_is_a_claim_but_for_online_against_of
     table = TABLES["pso_table2"]
     paper = lines(table)
     assert set(paper) == {(p, row, s) for p in table.prompts for row in table.rows for s in table.steps}
-    claimed = {(c.above, c.below, c.metric, c.steps, c.prompts) for c in read_claims(table.id)}
+    claimed = {(c.above, c.below, c.metric, c.steps, c.prompts) for c in read_claims(table.name)}
     for above, below in (("offline", "base"), ("online", "base"), ("online", "offline")):
         for metric in table.metrics:
             for prompts in table.prompts:
@@ -114,7 +117,7 @@ def test_every_printed_order_of_pso_table_2_is_a_claim_but_for_online_against_of
 
 def test_online_pso_above_everything_in_table_3_but_for_one_cell():
     table = TABLES["pso_table3"]
-    claimed = {(c.above, c.below, c.metric, c.prompts) for c in read_claims(table.id)}
+    claimed = {(c.above, c.below, c.metric, c.prompts) for c in read_claims(table.name)}
     baselines = ("base", "teacher-lora", "dpo-lora")
     full = {
         (a, b, m, p) for a in ("offline", "online") for b in baselines for m in table.metrics for p in table.prompts
@@ -132,7 +135,7 @@ def test_the_paper_prints_every_row_of_the_preference_tables(name):
 
 def test_every_form_of_the_objective_is_asked_in_every_metric():
     table = TABLES["pso_ablations"]
-    assert {(c.above, c.below, c.metric) for c in read_claims(table.id)} == {
+    assert {(c.above, c.below, c.metric) for c in read_claims(table.name)} == {
         (row, "base", metric) for row in table.rows if row != "base" for metric in table.metrics
     }
 
@@ -155,7 +158,7 @@ def test_every_order_that_sdpos_figures_show_is_a_claim():
 
 def test_every_claim_of_dipp_is_a_printed_order_and_every_printed_order_a_claim():
     table = TABLES["dipp_table1"]
-    paper, found = lines(table), read_claims(table.id)
+    paper, found = lines(table), read_claims(table.name)
     assert {(prompts, row) for prompts, row, _ in paper} == {
         (prompts, name)
         for prompts in table.prompts

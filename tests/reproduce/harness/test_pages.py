@@ -10,15 +10,16 @@ from reproduce import pso_table2, sdpo_ablations, sdpo_instability, sdpo_table1,
 from reproduce.common.provenance import ROOT
 from reproduce.harness import readmes
 from reproduce.harness.claims import PAPERS, decide
+from reproduce.harness.command import at_scale
 from reproduce.harness.page import page
-from reproduce.harness.settings import row_seeds
+from reproduce.harness.rows import row_seeds
 
 RESULTS = ROOT / "reproduce" / "results"
 NAMES = [table_id.replace("-", "_") for table_id in PAPERS]
 
 
 def table_of(name):
-    return importlib.import_module(f"reproduce.{name}").TABLE.at("pocket")
+    return at_scale(importlib.import_module(f"reproduce.{name}").TABLE, "pocket")
 
 
 def result_of(name):
@@ -72,7 +73,7 @@ def test_a_line_takes_the_place_of_the_one_that_begins_alike():
 def test_a_page_has_the_papers_words():
     for name in NAMES:
         text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
-        claims = PAPERS[table_of(name).id]
+        claims = PAPERS[name.replace("_", "-")]
         assert claims.source and f"**The paper's words** ({claims.source}). {claims.words}" in text
 
 

@@ -1,0 +1,92 @@
+"""Print what a table would do: rows, recipes with their sources, data, claims, and at full scale what it takes."""
+
+from fsalign_lib.models.hub import REVISIONS
+from fsalign_lib.models.presets import PRESETS, split
+from reproduce.data import targets
+from reproduce.data.prompt_sets import SETS
+from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
+from reproduce.harness.claims import claims_of
+from reproduce.harness.declare import Row, Table
+from reproduce.harness.rows import trained_here, uses_pairs
+from reproduce.recipes import describe, recipe
+from reproduce.training.methods import METHODS
+
+
+def run(table: Table, scale: str) -> None:
+    """Print a table, as it is at this scale (see command.at_scale)."""
+    print(description(table, scale))
+    if scale == "full" and any(trained_here(table, row) for row in table.rows.values()):
+        from reproduce import plan  # which reads the tables
+
+        print()
+        plan.run(plan.prepare(plan.PlanConfig(table=table.name, count=plan.divisor(table))))
+
+
+def description(table: Table, scale: str) -> str:
+    """Return rows, recipes with their sources, and claims, as lines."""
+    parts = [f"{table.title}, scale {scale}", f"training seeds {', '.join(map(str, table.seeds))}"]
+    sets = (f"{getattr(prompts, scale)} for {prompts.title}" for prompts in table.prompts.values())
+    parts.append("prompts: " + "; ".join(sets))
+    for name, row in table.rows.items():
+        parts.append(f"\nrow {name}: {row.title}" + what(row, scale))
+        if row.method:
+            own = own_settings(table, row, scale) | {"seed": row.seeds or table.seeds}
+            parts.append(describe(row.method, scale, own))
+    if table.own.targets:
+        name = table.own.targets[scale]
+        parts.append(f"\ntargets {name}: {targets.SETS[name]}")
+    elif uses_pairs(table):
+        parts.append(f"\npairs for offline methods: {PairConfig() if scale == 'pocket' else FullPairConfig()}")
+    if scale == "full":
+        parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
+    parts.append("\nclaims")
+    for claim in claims_of(table):
+        parts.append(f"  {claim.id}" + (f"  ({claim.printed[0]:g} > {claim.printed[1]:g})" if claim.printed else ""))
+    return "\n".join(parts)
+
+
+def what(row: Row, scale: str) -> str:
+    """Say in a few words which model a row is."""
+    if row.elsewhere:
+        return ", not part of this project: the paper's number alone"
+    how = f" ({row.method})" if row.method else ", the model as it is"
+    if row.composed:
+        how = f", the LoRA of {row.composed[scale]} on what row {row.start} trained"
+    if s := row.sampled:
+        how += f", {s.models[scale]}: {s.kernel}, {s.steps} steps, eta {s.eta:g}, guidance {s.guidance[scale]:g}"
+    return how
+
+
+def own_settings(table: Table, row: Row, scale: str) -> dict:
+    """Return the settings of the table and of the row, which stand in the place of the recipe's."""
+    own = {"model": (row.sampled.models if row.sampled else table.models)[scale]} | row.settings
+    if METHODS[row.method].loop != "distill":
+        return own
+    trained = row.start and table.rows[row.start].method
+    start = f"the run of row {row.start}" if trained else None
+    return {"teacher": table.teachers[scale], "start": start} | own
+
+
+def weights(table: Table) -> list[str]:
+    """Name the models that the rows start from and are taught by, with their commits, as lines."""
+    lines = []
+    others = [row.sampled.models["full"] for row in table.rows.values() if row.sampled]
+    others += [row.composed["full"] for row in table.rows.values() if row.composed]
+    for name in dict.fromkeys([table.models["full"], table.teachers.get("full", table.models["full"]), *others]):
+        preset = PRESETS[name]
+        for source in (preset.pipeline, preset.network, preset.lora, preset.vae):
+            if isinstance(source, str):
+                lines.append(f"  {name}: {source} at {REVISIONS[split(source)[0]]}")
+    return lines
+
+
+def data_sets(table: Table) -> list[str]:
+    """Name the prompts that the rows are trained and compared on at full scale, as lines."""
+    trained = [recipe(row.method, "full") for row in table.rows.values() if row.method]
+    names = [prompts.full for prompts in table.prompts.values()] + [r["prompts"][0] for r in trained if "prompts" in r]
+    lines, names = [], names + ([table.own.targets["full"]] if table.own.targets else [])
+    for name in dict.fromkeys(names):
+        known = SETS[name]
+        place = f", expected at {' or '.join(known.files)} in FSALIGN_DATA" if known.files else ""
+        lines.append(f"  {name}: {known.what}, from {known.source}{place}")
+    return lines
