@@ -81,6 +81,7 @@ class Kernel(ABC):
 
     @property
     def num_steps(self) -> int:
+        """Return N, the steps of the grid."""
         return len(self.timesteps)
 
     @property

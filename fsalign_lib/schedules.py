@@ -61,6 +61,7 @@ class NoiseSchedule:
 
     @property
     def num_train_timesteps(self) -> int:
+        """Return the number of times t, 1000 for all published models."""
         return len(self.alpha_bar)
 
     @cached_property

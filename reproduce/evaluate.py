@@ -182,6 +182,7 @@ def _unread(prompts: Sequence[str]) -> Gaussian:
 
 
 def cells(c: EvaluateConfig, prompts: dict[str, list[str]]) -> Iterator[Cell]:
+    """Yield the cells: prompt sets, numbers of steps, and with a checkpoint its base."""
     for place, (name, some) in enumerate(prompts.items()):
         for steps in c.steps:
             for base in (False, True) if c.checkpoint is not None else (False,):
@@ -192,10 +193,12 @@ def cells(c: EvaluateConfig, prompts: dict[str, list[str]]) -> Iterator[Cell]:
 
 
 def parts_folder(out: Path) -> Path:
+    """Return the folder of the finished chunks."""
     return out.with_suffix(".parts")
 
 
 def pictures_folder(out: Path) -> Path:
+    """Return the folder of the pictures that are kept."""
     return out.with_suffix(".pictures")
 
 
@@ -219,6 +222,7 @@ def settings(c: EvaluateConfig, model: LatentModel, metrics: Metrics, prompts: d
 
 
 def digest(content: bytes) -> str:
+    """Return twelve hex digits of a SHA-256."""
     return hashlib.sha256(content).hexdigest()[:12]
 
 

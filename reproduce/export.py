@@ -167,6 +167,7 @@ def settings_table(training: dict) -> str:
 
 
 def metrics_table(evaluation: list[dict]) -> str:
+    """Write the table of the metrics that an evaluation found."""
     lines = ["| prompts | steps | metric | mean | above the base, 95% interval |", "| --- | --- | --- | --- | --- |"]
     for result in evaluation:
         for metric, mean in result["means"].items():

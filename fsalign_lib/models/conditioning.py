@@ -46,6 +46,7 @@ class Conditioning:
         return self._map(lambda x: x.repeat_interleave(repeats, 0))
 
     def to(self, *args, **kwargs) -> "Conditioning":
+        """Move to a device or dtype, as a tensor would."""
         return self._map(lambda x: x.to(*args, **kwargs))
 
 
@@ -95,6 +96,7 @@ class ClipText:
         return self.encode([""])
 
     def inputs(self, cond: Tensor) -> dict:
+        """Return the keyword arguments with which the network takes a batch of conditions."""
         return {"encoder_hidden_states": cond}
 
     def components(self) -> dict:
@@ -142,6 +144,7 @@ class TwoClipText:
         return Conditioning(torch.zeros_like(null.text), null.extra | zeros)
 
     def inputs(self, cond: Conditioning) -> dict:
+        """Return the keyword arguments with which the network takes a batch of conditions."""
         return {"encoder_hidden_states": cond.text, "added_cond_kwargs": cond.extra}
 
     def components(self) -> dict:
@@ -187,6 +190,7 @@ class T5Text:
         return self.encode([""])
 
     def inputs(self, cond: Conditioning) -> dict:
+        """Return the keyword arguments with which the network takes a batch of conditions."""
         sizes = {"resolution": None, "aspect_ratio": None}  # inputs of the 1024 px models alone
         return {
             "encoder_hidden_states": cond.text,

@@ -77,14 +77,17 @@ class LatentModel:
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the network."""
         return self.unet.device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """Return the shape of one latent, (C, h, w)."""
         size = self.image_size // vae_factor(self.vae)
         return (self.unet.config.in_channels, size, size)
 
     def to(self, device: torch.device) -> "LatentModel":
+        """Move all networks, and the encoded prompts, to a device."""
         for part in (self.unet, self.vae, *self.text.modules, self.frozen_copy):
             if part is not None:
                 part.to(device)
@@ -251,6 +254,7 @@ class LatentModel:
             raise ValueError(f"{self.name} is trained already ({self.training}): load it again for another training")
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that training changes, by name."""
         if self.adapter is not None:
             return self.adapters.weights(self.adapter)
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}

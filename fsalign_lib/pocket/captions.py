@@ -98,6 +98,7 @@ class Fact:
 
     @property
     def kind(self) -> str:
+        """Return which part of the grammar the fact belongs to."""
         if self.second:
             return "composition"
         if self.color:
@@ -116,6 +117,7 @@ class Fact:
 
 
 def article(word: str) -> str:
+    """Return "a" or "an", as the word wants."""
     return "an" if word[0] in "aeiou" else "a"
 
 

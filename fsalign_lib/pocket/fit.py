@@ -24,6 +24,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 @torch.no_grad()
 def ema_update(ema: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move the average towards the module by 1 - decay."""
     for e, p in zip(ema.parameters(), module.parameters(), strict=True):
         e.lerp_(p, 1 - decay)
     for e, b in zip(ema.buffers(), module.buffers(), strict=True):

@@ -50,6 +50,7 @@ def tokenizer() -> transformers.CLIPTokenizer:
 
 
 def text_config(vocabulary: int, layers: int = 2) -> transformers.CLIPTextConfig:
+    """Configure a CLIP text encoder for a vocabulary of that size."""
     return transformers.CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=TEXT_WIDTH,
@@ -65,6 +66,7 @@ def text_config(vocabulary: int, layers: int = 2) -> transformers.CLIPTextConfig
 
 
 def text_encoder(vocabulary: int) -> transformers.CLIPTextModel:
+    """Build the text encoder of the generators."""
     return transformers.CLIPTextModel(text_config(vocabulary))
 
 
@@ -117,6 +119,7 @@ def clip(vocabulary: int) -> transformers.CLIPModel:
 
 
 def vision_config() -> transformers.CLIPVisionConfig:
+    """Configure a CLIP image tower."""
     return transformers.CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -158,6 +161,7 @@ def blip(vocabulary: int) -> tuple[transformers.BlipVisionConfig, transformers.B
 
 
 def classifier(labels: int) -> transformers.ResNetForImageClassification:
+    """Build a ResNet with that many classes."""
     return transformers.ResNetForImageClassification(
         transformers.ResNetConfig(
             embedding_size=32,
@@ -184,14 +188,17 @@ def encoder() -> transformers.ResNetModel:
 
 
 def load_encoder(folder) -> transformers.ResNetModel:
+    """Load the self-supervised image encoder, in evaluation mode."""
     return transformers.ResNetModel.from_pretrained(folder / "selfsup", dtype=torch.float32).eval()
 
 
 def load_vae(folder) -> diffusers.AutoencoderKL:
+    """Load the autoencoder, in evaluation mode."""
     return diffusers.AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
 
 
 def load_teacher(folder) -> tuple[diffusers.UNet2DConditionModel, transformers.CLIPTextModel]:
+    """Load the teacher and its text encoder, in evaluation mode."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "teacher" / "unet", torch_dtype=torch.float32)
     text = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     return unet.eval(), text.eval()
@@ -203,6 +210,7 @@ def load_classifier(folder, name: str) -> transformers.ResNetForImageClassificat
 
 
 def load_clip(folder, name: str) -> transformers.CLIPModel:
+    """Load the pocket CLIP, in evaluation mode."""
     return transformers.CLIPModel.from_pretrained(folder / name, dtype=torch.float32).eval()
 
 

@@ -79,6 +79,7 @@ def sample(name: str, kernel_name: str | None, steps: int, guidance: float, text
 
 
 def measure_samplers(seeds: int, classifier) -> tuple[dict, dict[str, Tensor]]:
+    """Measure each shipped sampler on the animals."""
     texts, rows, pictures = prompts("animals"), {}, {}
     label = torch.arange(len(ANIMALS)).repeat_interleave(seeds)
     for row, (name, kernel, steps, guidance, bar) in SAMPLERS.items():
@@ -90,6 +91,7 @@ def measure_samplers(seeds: int, classifier) -> tuple[dict, dict[str, Tensor]]:
 
 
 def measure_rewards(work: Path) -> dict:
+    """Measure how often each reward agrees with the judge."""
     vae, eye = networks.load_vae(WEIGHTS), networks.load_classifier(WEIGHTS, "eye")
     work.mkdir(parents=True, exist_ok=True)
     facts, pairs = held_out_pairs(vae, eye, HELD_OUT_SEED + 1, work / "held-out-pairs.safetensors")

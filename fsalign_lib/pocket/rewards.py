@@ -147,6 +147,7 @@ def train_imagereward(pictures: Tensor, facts: list[Fact], tokenizer, work: Path
 
 
 def train_aesthetic(pictures: Tensor, facts: list[Fact], tokenizer, work: Path, out: Path, seed: int):
+    """Train the aesthetic reward: an MLP on the embeddings of the CLIP image half."""
     torch.manual_seed(seed)
     pairs, facts, _ = preferences(pictures, facts, tokenizer, work, out, seed)
     reward = AestheticReward(networks.vision_with_projection(networks.load_clip(out, "clip")))

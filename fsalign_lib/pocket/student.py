@@ -66,6 +66,7 @@ class Prompts:
 
 
 def predict_x0(unet, schedule: NoiseSchedule, x_t: Tensor, t: int | Tensor, cond: Tensor) -> Tensor:
+    """Predict the clean latent from the noise that the network predicts."""
     times = t if isinstance(t, Tensor) else torch.full((len(x_t),), t)
     return schedule.x0_from_eps(x_t, unet(x_t, times, cond).sample, times)
 

@@ -19,6 +19,7 @@ MIN_SNR = 5.0
 
 
 def token_ids(tokenizer, texts: list[str]) -> Tensor:
+    """Tokenise texts, padded to the encoder's length."""
     return torch.tensor(tokenizer(texts, padding="max_length", truncation=True).input_ids)
 
 

@@ -58,6 +58,7 @@ class AestheticReward(nn.Module):
         return reward.eval()
 
     def save_pretrained(self, folder: Path, **_) -> None:
+        """Write the networks and their scale into a folder."""
         self.vision.save_pretrained(folder / "vision", safe_serialization=True)
         save_file({k: v.float() for k, v in self.mlp.state_dict().items()}, folder / "mlp.safetensors")
         (folder / "scale.json").write_text(json.dumps({"scale": self.scale, "shift": self.shift}) + "\n")

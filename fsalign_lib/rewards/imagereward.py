@@ -57,6 +57,7 @@ class ImageReward(nn.Module):
         return self
 
     def save_pretrained(self, folder: Path, **_) -> None:
+        """Write the networks and their scale into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
         config = {

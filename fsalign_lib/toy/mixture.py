@@ -41,6 +41,7 @@ class GaussianMixture:
 
     @property
     def num_classes(self) -> int:
+        """Return the number of classes, which are the prompts."""
         return int(self.labels.max()) + 1
 
     @cached_property

@@ -32,9 +32,11 @@ class ToyTeacher:
         return self.mixture.guided_posterior_mean(x_t, self.schedule.alpha_bar[t], cond, self.guidance_scale)
 
     def predict_eps(self, x_t: Tensor, t, cond) -> Tensor:
+        """Predict the noise that belongs to `predict_x0`."""
         return self.schedule.eps_from_x0(x_t, self.predict_x0(x_t, t, cond), t)
 
     def reference(self):
+        """Make the model its reference within the block."""
         return contextlib.nullcontext(self)
 
 
@@ -76,6 +78,7 @@ class ToyStudent(nn.Module):
         return self(x_t, t, cond)
 
     def predict_eps(self, x_t: Tensor, t, cond: Tensor) -> Tensor:
+        """Predict the noise that belongs to `predict_x0`."""
         return self.schedule.eps_from_x0(x_t, self.predict_x0(x_t, t, cond), t)
 
     def freeze_reference(self) -> ToyStudent:
@@ -85,6 +88,7 @@ class ToyStudent(nn.Module):
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[ToyStudent]:
+        """Make the model its reference within the block."""
         if self._frozen is None:
             raise ValueError("this student has no reference yet: call freeze_reference() before training it")
         self._in_reference = True

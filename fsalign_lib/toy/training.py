@@ -29,15 +29,18 @@ class ReferenceLastStep:
 
     @property
     def schedule(self) -> NoiseSchedule:
+        """Return the schedule of the model."""
         return self.model.schedule
 
     def predict_x0(self, x_t: Tensor, t, cond: Tensor) -> Tensor:
+        """Predict by the reference at the time `last`, by the model elsewhere."""
         if isinstance(t, int) and t == self.last:
             with self.model.reference():
                 return self.model.predict_x0(x_t, t, cond)
         return self.model.predict_x0(x_t, t, cond)
 
     def reference(self):
+        """Make the model its reference within the block."""
         return self.model.reference()
 
 

@@ -183,6 +183,7 @@ class MetaT5Text(T5Text):
     """Return what T5 would, without calling it: it looks into the mask, where a meta tensor has no values."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Return embeddings and mask of prompts, of the shapes that T5 gives."""
         mask = self.tokenizer(list(prompts)).attention_mask
         width, dtype = self.encoder.config.d_model, self.encoder.dtype
         return Conditioning(torch.empty(*mask.shape, width, dtype=dtype, device="meta"), {"mask": mask})

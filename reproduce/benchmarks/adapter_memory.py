@@ -44,6 +44,7 @@ class MemoryConfig:
 
 
 def prepare(config: MemoryConfig) -> MemoryConfig:
+    """Check the settings."""
     positive(config, "rank")
     if not config.batches or min(config.batches) < 1:
         raise ValueError(f"batches = {config.batches}: expected numbers above 0")
@@ -86,6 +87,7 @@ def measure(config: MemoryConfig, mode: str, batch: int, folder: Path) -> dict[s
 
 
 def run(config: MemoryConfig) -> None:
+    """Measure every mode at every batch, and write the result."""
     torch.set_num_threads(1)
     clock, records, ratios = Clock(), [], {}
     with tempfile.TemporaryDirectory(prefix="adapter-memory-") as folder:

@@ -142,6 +142,7 @@ def records(
 
 
 def run(config: DistillGPUConfig) -> None:
+    """Measure every case, and write the result."""
     clock, found = Clock(), []
     for bases in config.bases:
         for micro in config.micro_batches:

@@ -249,6 +249,7 @@ def benchmark(config: GPUConfig, gpu: GPU | None, bench: Bench) -> list[dict[str
 
 
 def run(ready: tuple[GPUConfig, GPU | None]) -> None:
+    """Measure every model, and write the result."""
     config, gpu = ready
     clock, records = Clock(), []
     for name in config.models:

@@ -43,6 +43,7 @@ class MemoryConfig:
 
 
 def prepare(config: MemoryConfig) -> tuple[MemoryConfig, LatentModel]:
+    """Check the settings, and load the model."""
     positive(config, "samples")
     if len(set(config.steps)) < 2:
         raise ValueError(f"steps = {config.steps}: growth needs two lengths or more")
@@ -68,6 +69,7 @@ def measure(config: MemoryConfig, model: LatentModel, steps: int) -> dict:
 
 
 def run(ready: tuple[MemoryConfig, LatentModel]) -> None:
+    """Measure every rollout, and write the result."""
     (config, model), clock = ready, Clock()
     found = [measure(config, model, steps) for steps in config.steps]
     first, last = found[0], found[-1]

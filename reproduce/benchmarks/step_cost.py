@@ -86,6 +86,7 @@ class Bench:
 
 
 def prepare(config: CostConfig) -> Bench:
+    """Check the settings, and set up the loop of each method."""
     positive(config, "pairs", "repetitions")
     unknown = [method for method in config.methods if method not in TIMED]
     if unknown:
@@ -115,6 +116,7 @@ def distilled(config: CostConfig, method: str, given: dict) -> train_distill.Set
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Score pictures by their mean, which costs nothing."""
     return images.mean((1, 2, 3))
 
 
@@ -235,6 +237,7 @@ def summary(method: str, part: str, pairs: list[tuple[float, float]]) -> dict:
 
 
 def report(found: list[dict], bench: Bench) -> str:
+    """Print a line of the result."""
     c, lines = bench.config, []
     lines.append(
         f"{c.model} and {c.teacher}, {c.pairs} pairs, {c.repetitions} repetitions, {torch.get_num_threads()} threads"
@@ -250,6 +253,7 @@ def report(found: list[dict], bench: Bench) -> str:
 
 
 def run(bench: Bench) -> None:
+    """Time every method, and write the result."""
     clock = Clock()
     with bench.folder:
         found = [summary(*name, pairs) for name, pairs in measure(bench).items()]

@@ -111,6 +111,7 @@ class Latents:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
+    """Return where a shard of a cache folder lies."""
     return folder / f"{shard:06d}.safetensors"
 
 

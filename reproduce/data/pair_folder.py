@@ -27,19 +27,24 @@ class PairFolder:
             raise ValueError(f"{out} holds pairs begun with other settings: remove it, or choose another --out")
 
     def begin(self) -> None:
+        """Make the folder, and note the settings."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "settings.json", self.settings)
 
     def path(self, number: int) -> Path:
+        """Return where the note of a part lies."""
         return self.folder / f"{number:09d}.json"
 
     def done(self, number: int) -> bool:
+        """Tell whether a part is whole."""
         return self.path(number).exists()
 
     def write(self, number: int, rows: list[dict], counts: dict[str, int]) -> None:
+        """Note a part: its lines of pairs.jsonl, and what was counted."""
         write_text(self.path(number), json.dumps({"rows": rows, "counts": counts}))
 
     def counts(self, number: int) -> dict[str, int]:
+        """Return what was counted in a part."""
         return json.loads(self.path(number).read_text())["counts"]
 
     def finish(self, numbers: Iterable[int], about: Any, limit: int | None = None) -> None:
@@ -59,5 +64,6 @@ class PairFolder:
 
 
 def refuse_finished(out: Path) -> None:
+    """Raise a ValueError for a folder that holds pairs already."""
     if (out / "pairs.jsonl").exists():
         raise ValueError(f"{out} holds pairs already: choose another --out")

@@ -110,6 +110,7 @@ def _archive(path: Path) -> Iterator[str]:
 
 
 def parquet_files(folder: Path) -> list[Path]:
+    """List the parquet files in a folder and below, in order."""
     return sorted(folder.rglob("*.parquet"))
 
 

@@ -75,6 +75,7 @@ class FolderReference:
 
     @functools.cached_property
     def gaussian(self) -> Gaussian:
+        """Sum the features of all chunks to mean and covariance."""
         moments = Moments(self.fid.dimensions)
         for part in self.chunks.read():
             moments.add(part["features"])

@@ -73,6 +73,7 @@ class RewardMetric:
         return self.factor * self.reward(images, list(prompts))
 
     def forget(self) -> None:
+        """Drop the prompts that the reward has encoded."""
         getattr(self.reward, "cache", {}).clear()
 
 

@@ -70,10 +70,12 @@ def number(value: float | None) -> str:
 
 
 def count(number: int, what: str) -> str:
+    """Write a number with its noun, in the plural but for 1."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def between(interval: dict | None) -> str:
+    """Write the ends of an interval; nothing for None."""
     return f"[{number(interval['low'])}, {number(interval['high'])}]" if interval else ""
 
 
@@ -241,6 +243,7 @@ def settings(about: dict) -> str:
 
 
 def text(value) -> str:
+    """Write a setting, a list or a dictionary as text."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {text(item)}" for key, item in value.items())
     if isinstance(value, list):
@@ -249,6 +252,7 @@ def text(value) -> str:
 
 
 def page(about: dict, root: Path) -> Iterator[str]:
+    """Yield the lines of the page of an evaluation, whose pictures lie below `root`."""
     config, results = about["config"], about["results"]
     title = (
         f"{config['model']}, scored" if not config.get("checkpoint") else f"{config['checkpoint']}, against its base"

@@ -137,6 +137,7 @@ def gather(
 
 
 def rounded(scores: Tensor) -> list[list[float | None]]:
+    """Round scores (P, E) to five decimals, as lists with None for nan."""
     return [[None if v != v else round(v, 5) for v in row] for row in scores.tolist()]
 
 
@@ -192,6 +193,7 @@ def array(scores: Sequence) -> np.ndarray:
 
 
 def mean(scores: Sequence) -> float | None:
+    """Return the mean over prompts that have scores; None where none has."""
     values = array(scores)
     return float(values.mean()) if values.size else None
 
