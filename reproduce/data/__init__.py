@@ -1,1 +1,1 @@
-"""Read what models are trained on and tested on: prompt sets, pictures, pairs, latents, targets."""
+"""Read what models are trained on and tested on: prompt sets, pictures, pairs, latents."""

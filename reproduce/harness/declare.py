@@ -77,7 +77,7 @@ class Own:
     """Hold what one table, or a few, have beside what all tables have."""
 
     curve: bool = False  # evaluate each snapshot of a run, not its end alone; row "base" is where all curves start
-    targets: dict[str, str] | None = None  # scale -> what offline methods learn in place of pairs (data/targets.py)
+    targets: dict[str, str] | None = None  # scale -> what offline methods learn in place of pairs (harness/targets.py)
     starts: dict[str, Row | dict[str, Row]] = field(default_factory=dict)  # rows to start from, not compared here
     scored: tuple[str, ...] | None = None  # what pictures are scored by; None: `metrics` and `beside`
     # work -> row -> cells, for a table that samples and scores in a way of its own.

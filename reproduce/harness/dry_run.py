@@ -2,9 +2,9 @@
 
 from fsalign_lib.models.hub import REVISIONS
 from fsalign_lib.models.presets import PRESETS, split
-from reproduce.data import targets
 from reproduce.data.prompt_sets import SETS
 from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
+from reproduce.harness import targets
 from reproduce.harness.claims import claims_of
 from reproduce.harness.declare import Row, Table
 from reproduce.harness.rows import trained_here, uses_pairs

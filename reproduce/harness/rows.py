@@ -36,13 +36,13 @@ from reproduce.common.provenance import Clock, provenance
 from reproduce.data import sampled_pairs
 from reproduce.data.prompt_sets import data_folder, read_prompts
 from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
-from reproduce.data.targets import read_targets
 from reproduce.evaluation.cost import COSTS, sampling_cost
 from reproduce.evaluation.likeness import LIKENESS, load_likeness
 from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Frechet, Metric, load_metrics
 from reproduce.evaluation.scores import evaluate
 from reproduce.harness import target_pictures
 from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
+from reproduce.harness.targets import read_targets
 from reproduce.recipes import make_config, recipe
 from reproduce.train_distill import DistillConfig
 from reproduce.train_offline import OfflineConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fsalign_lib.models.latent_model import LatentModel
 from reproduce.common.cli import processes
-from reproduce.data import targets
+from reproduce.harness import targets
 from reproduce.harness.declare import Table, World
 from reproduce.training.methods import METHODS
 

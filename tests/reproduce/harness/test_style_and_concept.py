@@ -9,9 +9,9 @@ from fsalign_lib.pocket.captions import ANIMALS, Fact, caption, parse
 from fsalign_lib.pocket.render import render
 from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards.dino import load_image_encoder
-from reproduce.data import targets
 from reproduce.data.prompt_sets import SETS, read_pictures, read_prompts
 from reproduce.evaluation import likeness
+from reproduce.harness import targets
 
 FACTS = [Fact("cat"), Fact("dog", color="red"), Fact("fox", count=3), Fact("tiger", place="moon")]
 built = pytest.mark.skipif(not (WEIGHTS / "selfsup").is_dir(), reason="the pocket world is not built")
