@@ -78,7 +78,7 @@ class DistillConfig(TrainConfig):
     loop: ClassVar = "distill"
 
     teacher: str
-    """The reference, and where the assistant starts: a preset of fsalign_lib.presets, or a pipeline folder."""
+    """The reference, and where the assistant starts: a preset of fsalign_lib.models.presets, or a pipeline folder."""
     start: Path | None
     """Folder of an earlier run on the same model, or a checkpoint: the student goes on from its weights."""
     time: int | None

@@ -27,7 +27,7 @@ class TrainConfig:
     scale: str
     """Whose recipe: pocket or full."""
     model: str
-    """A preset of fsalign_lib.presets, or a pipeline folder."""
+    """A preset of fsalign_lib.models.presets, or a pipeline folder."""
     out: Path
     """Folder of the run: configuration, checkpoints, result."""
     seed: int
