@@ -21,9 +21,9 @@ STATUSES = ("reproduced", "contradicted", "inconclusive", "not run")
 
 
 def read_claims(table_id: str) -> list[Claim]:
-    """Return the claims of a table, "pso-table2" or "pso_table2", with the values that the paper prints."""
-    table_id = table_id.replace("_", "-")
-    return PAPERS[table_id].claims(table_id)
+    """Return the claims of a table, such as "pso-table2", with the values that the paper prints."""
+    name = table_id.replace("-", "_")
+    return PAPERS[name].claims(name)
 
 
 def claims_of(table: Table) -> list[Claim]:
@@ -65,29 +65,28 @@ def count(statuses: Iterable[str]) -> str:
 
 def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smoke: bool = False) -> dict:
     """Collect the finished runs in `folder` into the table's result, and decide its claims."""
-    runs = []
-    for row in table.rows:
-        for seed in row_seeds(table, row):
-            path = run_path(folder, row, seed)
-            if path.exists():
-                runs.append(json.loads(path.read_text()))
+    paths = [run_path(folder, row, seed) for row in table.rows for seed in row_seeds(table, row)]
+    runs = [json.loads(path.read_text()) for path in paths if path.exists()]
     result = {"table": table.name, "scale": scale, "smoke": smoke, **provenance(clock)}
     pairs = shared_folder(folder, "pairs", scale) / "about.json"
     result["pairs"] = json.loads(pairs.read_text()) if uses_pairs(table) and pairs.exists() else None
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
     result["tuning"] = {name: row.tuning for name, row in table.rows.items() if row.tuning}
+
+    # Numbers that follow from the scores and histories of the runs.
     if table.own.curve:
         curves.summarise(table, runs)
     if table.own.derive and runs:
         result |= table.own.derive(table, runs, result["prompts"])
+
+    # The prompts of all runs stand once, and of a history, which is long, the last record and the sums.
     for run in runs:
         del run["settings"]["prompts"]
-        if run["training"]:
-            history = run["training"]["history"]
-            run["training"]["queries"] = sum(record.get("queries", 0) for record in history) or None
-            run["training"]["history"] = history[-1:]
-            if METHODS[run["training"]["config"]["method"]].loop == "distill":
-                run["training"]["cost"] = network_calls(run["training"]["config"])
+        if training := run["training"]:
+            training["queries"] = sum(record.get("queries", 0) for record in training["history"]) or None
+            training["history"] = training["history"][-1:]
+            if METHODS[training["config"]["method"]].loop == "distill":
+                training["cost"] = network_calls(training["config"])
     return result | {"claims": decide(table, runs, result["prompts"]), "runs": runs}
 
 
@@ -107,8 +106,11 @@ def row_cells(table: Table, runs: list[dict], row: str, prompts: str, steps: int
 def paired(
     table: Table, runs: list[dict], prompts: dict | None, rows: tuple[str, str], some: str, steps: int
 ) -> tuple[list[dict], list[dict]] | None:
-    """Return the evaluations of two rows on one prompt set at one number of steps, ready to be compared picture by
-    picture; None while one of the rows was not run."""
+    """Return the evaluations of two rows, ready to be compared picture by picture; None while one was not run.
+
+    Args:
+        some: one of the table's prompt sets.
+    """
     sides = [row_cells(table, runs, row, some, steps) for row in rows]
     if not all(sides):
         return None

@@ -62,7 +62,7 @@ def introduction(table: Table, scale: str) -> list[str]:
         "*inconclusive* when it holds 0. Each claim has an interval of its own: of 40 differences that are none, two "
         "would be decided by chance."
     )
-    claims = PAPERS[table.name.replace("_", "-")]
+    claims = PAPERS[table.name]
     return [
         f"Made by `python reproduce/{table.name}.py`; do not edit. {numbers}. {decided}",
         *([ONE_SEED] if seeds == 1 else []),

@@ -41,7 +41,7 @@ class Pattern:
     but: tuple[dict, ...] = ()  # exceptions, such as {"above": row, "metric": name}: what agrees with one is no claim
 
     def claims(self, table: str) -> Iterator[Claim]:
-        """Yield the claims, without printed values; their ids begin with the table's.
+        """Yield the claims, without printed values; their ids begin with the table's name, such as "pso-table2-".
 
         Raises:
             ValueError: an exception leaves no claim out.
@@ -60,7 +60,7 @@ class Pattern:
             name = self.id.format(**claimed | short, reward=reward)
             if claimed["metric"] in self.lower:
                 claimed["above"], claimed["below"] = claimed["below"], claimed["above"]
-            yield Claim(f"{table}-{name}", **claimed)
+            yield Claim(f"{table.replace('_', '-')}-{name}", **claimed)
         for exception in self.but:
             if exception not in used:
                 raise ValueError(f"{table}: the exception {exception} leaves no claim out; correct it or take it away")
@@ -79,7 +79,7 @@ class TableClaims:
         """Return the claims in their order, with the values that papers/<table>.csv prints.
 
         Args:
-            table: its id, such as "pso-table2".
+            table: the name of its script, such as "pso_table2".
 
         Raises:
             ValueError: two claims of one id, or a printed pair that contradicts its claim.
@@ -88,7 +88,7 @@ class TableClaims:
         # `by` moves claims that share a value next to each other, in the order in which the values first occur.
         order = {key: list(dict.fromkeys(getattr(claim, key) for claim in found)) for key in self.by}
         found.sort(key=lambda claim: [order[key].index(getattr(claim, key)) for key in self.by])
-        values = printed(table.replace("-", "_"))
+        values = printed(table)
         found = [replace(claim, printed=printed_pair(values, claim)) for claim in found]
         for number, claim in enumerate(found):
             if any(claim.id == other.id for other in found[:number]):

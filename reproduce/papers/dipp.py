@@ -9,7 +9,7 @@ PICKSCORE_ON_COCO = {"metric": "pickscore", "prompts": "coco"}
 AESTHETIC_ON_COCO = {"metric": "aesthetic", "prompts": "coco"}
 
 CLAIMS = {
-    "dipp-table1": TableClaims(
+    "dipp_table1": TableClaims(
         source="DI++ Table 1 and Sec. 6.2",
         words="“Models aligned with stronger CFG and human reward show better performances than models aligned with "
         "weaker ones”, and the aligned ones “clearly outperform the reference”. Where the printed numbers do "

@@ -126,7 +126,7 @@ AHEAD = ("vendi-ahead", "recall-ahead", "modes-ahead")
 NAME = "{above}-above-{below}-{metric}-{prompts}"
 
 CLAIMS = {
-    "distar-table1": TableClaims(
+    "distar_table1": TableClaims(
         source="DI* Table 1, Secs. 1 and 5.1",
         words="The text claims Parti wins over FLUX and SD3.5, which are not part of this project, and that DI* is "
         "better than KL alignment and distillation in preference. The claims are its printed order in the "
@@ -141,7 +141,7 @@ CLAIMS = {
         ),
         by=("prompts", "metric"),
     ),
-    "distar-table2": TableClaims(
+    "distar_table2": TableClaims(
         source="DI* Table 2 and the ablation study in Sec. 5.1",
         words="“DI* using score-based divergence outperforms the DI++ model under the same configurations and reward "
         "scales”; “with proper reward scales, DI* models show dominant human preference scores”; inner guidance "
@@ -161,7 +161,7 @@ CLAIMS = {
             Pattern("distar", "distar-long", "clipscore", "parti", 1, NAME),
         ),
     ),
-    "distar-table3": TableClaims(
+    "distar_table3": TableClaims(
         source="DI* Table 3 and the paragraph on it in Sec. 5.1",
         words="“The DI*-SDXL-1step model has a record-breaking HPSv2.1 score of 31.19, outperforming the rest of "
         "text-to-image models.” The other cells are lost from the text at hand.",
@@ -176,7 +176,7 @@ CLAIMS = {
             ),
         ),
     ),
-    "distar-pareto": TableClaims(
+    "distar_pareto": TableClaims(
         source="DI* Abstract, Secs. 1 and 5.1; there in words",
         words="“We find score-based regularization maintains better diversities”; KL “is very easy to collapse to "
         "painting-like images [...] that have high human reward but lack diversities. Instead, using "

@@ -46,7 +46,7 @@ BOTH = ("pickapic", "parti")
 NAMED = ("pickscore", "imagereward", "aesthetic")  # of online PSO: "the best results in PickScore, ImageReward, and..."
 
 CLAIMS = {
-    "pso-table1": TableClaims(
+    "pso_table1": TableClaims(
         source="PSO Table 1 and the paragraph on it in Sec. 3.1",
         words="SDXL-DPO with the DMD2 LoRA “suffers from a drop in PickScore [...] and Aesthetic Score”; “our "
         "Offline-PSO fine-tuned model achieves higher results in all metrics compared with baselines”; online "
@@ -61,7 +61,7 @@ CLAIMS = {
             Pattern("online", "dpo", "pickscore", BOTH, 4),  # the steps are those of the distilled row
         ),
     ),
-    "pso-table2": TableClaims(
+    "pso_table2": TableClaims(
         source="PSO Table 2 and the paragraph on it in Sec. 3.1",
         words="“Both Offline-PSO and Online-PSO achieves superior results of all metrics in 4-step generation "
         "compared with the base distilled SDXL-Turbo. Moreover, our fine-tuned model also achieves superior "
@@ -73,7 +73,7 @@ CLAIMS = {
             Pattern("online", "offline", NAMED, BOTH, (4, 1)),
         ),
     ),
-    "pso-table3": TableClaims(
+    "pso_table3": TableClaims(
         source="PSO Table 3 and the paragraph on it in App. B.1",
         words="“Our method achieves higher results in all metrics compared with baselines. Specifically, our method "
         "achieves better results compared with SDXL-DPO + LCM-LoRA.” Of online PSO's CLIP score on Pick-a-Pic "
@@ -89,7 +89,7 @@ CLAIMS = {
             ),
         ),
     ),
-    "pso-table4": TableClaims(
+    "pso_table4": TableClaims(
         source="PSO Table 4 and Sec. 3.3",
         words="“Our method shows superior results than vanilla tuning of SDXL-Turbo [...], and comparable results "
         "with the multi-step customization baseline”; “omitting the reference model and add prior preservation "
@@ -100,7 +100,7 @@ CLAIMS = {
             Pattern("pso", "pso-eq6", ("clip-t", "dino", "clip-i"), "contexts", 4, "pso-above-eq6-{metric}"),
         ),
     ),
-    "pso-style": TableClaims(
+    "pso_style": TableClaims(
         source="PSO Fig. 1, Fig. 4, Secs. 2.1 and 3.2",
         words="“Along the fine-tuning progress, the generated images gradually shift from the original generative "
         "distribution to match the style”; “Directly adopting the DDPM [...] formulation and minimizing the "
@@ -119,7 +119,7 @@ CLAIMS = {
             )
         ),
     ),
-    "pso-ablations": TableClaims(
+    "pso_ablations": TableClaims(
         source="PSO Sec. 3.1, asked of each form that its online objective has in print and in code",
         words="“Both Offline-PSO and Online-PSO achieves superior results of all metrics in 4-step generation "
         "compared with the base.” The paper has no ablation: which form it used for its tables is the question, "

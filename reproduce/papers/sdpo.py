@@ -67,7 +67,7 @@ ROWS = {
 REWARDED = ("imagereward", "aesthetic", "hps", "pickscore")  # what rows are trained on, in the order of Table 1
 
 CLAIMS = {
-    "sdpo-table1": TableClaims(
+    "sdpo_table1": TableClaims(
         source="SDPO Table 1 and the paragraph on it in Sec. 4.2",
         words="“Across all these evaluations, our SDPO continues to outperform the pretrained SD-Turbo and the other "
         "algorithms.”",
@@ -84,7 +84,7 @@ CLAIMS = {
         ),
         by=("metric", "steps"),
     ),
-    "sdpo-table3": TableClaims(
+    "sdpo_table3": TableClaims(
         source="SDPO App. C and its Table 3",
         words="“Compared with the alternative strategies, our approach [...] consistently achieves higher cosine "
         "similarity and lower L1/L2 distances across all reward functions.” The distances of “copy” are no "
@@ -103,7 +103,7 @@ CLAIMS = {
             ),
         ),
     ),
-    "sdpo-curves": TableClaims(
+    "sdpo_curves": TableClaims(
         source="SDPO Figs. 3, 4, 8-11, Sec. 4.2 and App. E",
         words="“In Fig. 3, the steeper learning curves of SDPO suggest that our method is able to achieve higher "
         "reward scores with relatively fewer samples”; “Across all evaluations, our SDPO consistently achieves "
@@ -132,7 +132,7 @@ CLAIMS = {
         ),
         by=("steps",),
     ),
-    "sdpo-ablations": TableClaims(
+    "sdpo_ablations": TableClaims(
         source="SDPO Figs. 5, 6 and Sec. 4.3",
         words="“Generalization performance to reward evaluations for 1-step sampling”: all at 1 step. Fig. 5, left "
         "and middle: “Our proposed method consistently outperforms all the variations”, of the alternatives to "
@@ -170,7 +170,7 @@ CLAIMS = {
             Pattern("sdpo", "accumulated", "aesthetic-rise", "animals", 1, "{above}-steeper-than-{below}-{steps}step"),
         ),
     ),
-    "sdpo-instability": TableClaims(
+    "sdpo_instability": TableClaims(
         source="SDPO Fig. 7, Sec. 3.1 and App. B",
         words="“Each of these methods struggles to maintain stable reward optimization in these scenarios”; mixed "
         "lengths: “the increased variance across trajectories further contributes to instability”. Unstable: a "
@@ -192,7 +192,7 @@ CLAIMS = {
             Pattern("ddpo-mixed", "ddpo-long", "aesthetic-drop", "animals", 16, "ddpo-drops-more-on-mixed"),
         ),
     ),
-    "sdpo-lcm": TableClaims(
+    "sdpo_lcm": TableClaims(
         source="SDPO Fig. 12 and Sec. 4.4",
         words="“SDPO still outperforms DDPO and REBEL in reward optimization for the latent consistency model”: at "
         "the end of training, in the number of steps of the training.",

@@ -185,7 +185,7 @@ def test_every_claim_of_dipp_is_a_printed_order_and_every_printed_order_a_claim(
 # patterns
 
 
-def expand(*patterns, by=(), table="none-such"):
+def expand(*patterns, by=(), table="none_such"):
     return TableClaims("source", "words", patterns, by).claims(table)
 
 
@@ -236,8 +236,8 @@ def test_two_claims_of_one_id_are_refused():
 def test_a_claim_that_the_print_contradicts_is_refused():
     wrong = Pattern("base", "online", "pickscore", "parti", 4)
     with pytest.raises(ValueError, match="the paper prints 22.88 for base and 23.23 for online; except it"):
-        expand(wrong, table="pso-table2")
-    assert expand(replace(wrong, prompts="elsewhere"), table="pso-table2")[0].printed is None
+        expand(wrong, table="pso_table2")
+    assert expand(replace(wrong, prompts="elsewhere"), table="pso_table2")[0].printed is None
 
 
 def test_a_row_that_is_printed_at_one_number_of_steps_has_its_numbers_in_every_column():
@@ -259,7 +259,7 @@ def test_a_row_that_is_printed_at_one_number_of_steps_has_its_numbers_in_every_c
 )
 def test_a_claim_about_what_the_table_lacks_is_refused(change, message, monkeypatch):
     pattern = replace(Pattern("online", "base", "pickscore", "parti", 4), **change)
-    monkeypatch.setitem(PAPERS, "pso-table2", TableClaims("source", "words", (pattern,)))
+    monkeypatch.setitem(PAPERS, "pso_table2", TableClaims("source", "words", (pattern,)))
     with pytest.raises(ValueError, match=message):
         claims_of(pso_table2.TABLE)
 

@@ -15,7 +15,7 @@ from reproduce.harness.page import page
 from reproduce.harness.rows import row_seeds
 
 RESULTS = ROOT / "reproduce" / "results"
-NAMES = [table_id.replace("-", "_") for table_id in PAPERS]
+NAMES = list(PAPERS)
 
 
 def table_of(name):
@@ -73,7 +73,7 @@ def test_a_line_takes_the_place_of_the_one_that_begins_alike():
 def test_a_page_has_the_papers_words():
     for name in NAMES:
         text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
-        claims = PAPERS[name.replace("_", "-")]
+        claims = PAPERS[name]
         assert claims.source and f"**The paper's words** ({claims.source}). {claims.words}" in text
 
 

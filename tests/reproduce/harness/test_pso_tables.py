@@ -155,7 +155,7 @@ def test_each_row_of_the_ablations_changes_what_it_says():
 def test_differences_are_those_of_the_pictures_scores(world, tmp_path, monkeypatch):
     few = {name: pso_ablations.TABLE.rows[name] for name in ("base", "code", "beta-5")}
     table = replace(pso_ablations.TABLE, seeds=(0, 1), rows=few, name="pso_some")
-    monkeypatch.setitem(claims.PAPERS, "pso-some", claims.TableClaims("", "", ()))
+    monkeypatch.setitem(claims.PAPERS, "pso_some", claims.TableClaims("", "", ()))
     result = make(table, replace(world, settings=pso_ablations.SMOKE.settings), tmp_path)
     page = (tmp_path / "pso_some.md").read_text()
     assert {(d["row"], d["metric"]) for d in result["differences"]} == {
