@@ -2,7 +2,7 @@
 
 from reproduce.common.files import write_text
 from reproduce.common.provenance import ROOT, core_seconds
-from reproduce.harness.claims import STATUSES
+from reproduce.harness.claims import STATUSES, claims_of
 from reproduce.harness.declare import Table
 from reproduce.harness.page import NOT_RUN, total
 from reproduce.harness.rows import trained_here
@@ -22,7 +22,7 @@ def update(table: Table, result: dict | None) -> None:
 
 def counts(table: Table, result: dict | None) -> str:
     """Return README.md's line: claims by status, and core hours."""
-    statuses = [claim["status"] for claim in result["claims"]] if result else []
+    statuses = [claim["status"] for claim in result["claims"]] if result else [NOT_RUN for _ in claims_of(table)]
     time = hours(table, result)
     cells = [
         f"[{table.title}](reproduce/results/{table.name}.md)",

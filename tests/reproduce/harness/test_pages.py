@@ -70,6 +70,13 @@ def test_a_line_takes_the_place_of_the_one_that_begins_alike():
         readmes.with_line("no markers", "| [t](t.md) | 3 |")
 
 
+def test_a_table_without_a_result_has_all_its_claims_not_run():
+    table = pso_table2.TABLE
+    assert readmes.counts(table, None).endswith("(reproduce/results/pso_table2.md) | 0 | 0 | 0 | 44 | not run |")
+    assert readmes.command(table, None).endswith("`python reproduce/pso_table2.py` | 3 | not run | not run | not run |")
+    assert "**Claims: not run.**" in page(table, None) and " reproduced, " not in page(table, None)
+
+
 def test_a_page_has_the_papers_words():
     for name in NAMES:
         text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
