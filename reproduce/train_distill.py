@@ -116,7 +116,7 @@ class DistillConfig(TrainConfig):
     guidance_by: Literal["reference", "reward"]
     """Guidance on the teacher's prediction (DI* choice 2), or as a reward beside it (DI* choice 1)."""
     reward: str | None
-    """What scores the pictures (see fsalign_lib.rewards), with a gradient; None: nothing."""
+    """Reward that scores the pictures (see fsalign_lib.rewards), with a gradient; None: no reward."""
     reward_scale: float
     """alpha_rew, beside a loss reduced as `reduction` says."""
     through_clamp: bool

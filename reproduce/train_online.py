@@ -46,7 +46,7 @@ class OnlineConfig(TrainConfig):
     loop: ClassVar = "online"
 
     reward: str
-    """What scores the pictures (see fsalign_lib.rewards)."""
+    """Reward that scores the pictures (see fsalign_lib.rewards)."""
     prompts: str
     """A prompt set of the pocket world, or a text file with a prompt a line."""
     rounds: int

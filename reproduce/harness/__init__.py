@@ -1,1 +1,1 @@
-"""What makes a table: its declaration, command, rows, snapshots, claims, page and figures."""
+"""Make a table: its declaration, command, rows, snapshots, claims, page and figures."""

@@ -1,4 +1,4 @@
-"""From the runs of a table to its result: which claims the paper makes, and what the pictures' scores say of each."""
+"""Make a table's result from its runs: the claims of the paper, and what the pictures' scores say of each."""
 
 import json
 from collections import Counter

@@ -25,11 +25,12 @@ from reproduce.harness.declare import Table
 
 
 def gain(scores: np.ndarray, x: Sequence[float]) -> np.ndarray:
-    """(K + 1, P, E) -> (P, E)."""
+    """Return the last value less the first.  # scores (K + 1, P, E) -> (P, E)"""
     return scores[-1] - scores[0]
 
 
 def rise(scores: np.ndarray, x: Sequence[float]) -> np.ndarray:
+    """Return the mean over x of the value less the first, by the trapezoidal rule.  # scores (K + 1, P, E) -> (P, E)"""
     above = scores - scores[0]
     if len(x) == 1:
         return above[0]
@@ -38,7 +39,10 @@ def rise(scores: np.ndarray, x: Sequence[float]) -> np.ndarray:
 
 
 def drop(scores: np.ndarray, x: Sequence[float]) -> np.ndarray:
-    """With a single prompt, chosen where it is measured."""
+    """Return the deepest fall below the best value before it, whose points the other half of the prompts choose.
+
+    With a single prompt they are chosen where the fall is measured.  # scores (K + 1, P, E) -> (P, E)
+    """
     fold, falls = np.arange(scores.shape[1]) % 2, np.empty(scores.shape[1:])
     for measured in (fold == 0, fold == 1):
         mean = scores[:, ~measured if (~measured).any() else measured].mean((1, 2))
@@ -49,7 +53,7 @@ def drop(scores: np.ndarray, x: Sequence[float]) -> np.ndarray:
 
 
 def at(scores: np.ndarray, x: Sequence[float], where: float) -> np.ndarray:
-    """The curve at x = `where`, and its end beyond."""
+    """Interpolate the curve at x = `where`; beyond the end, return its end."""
     j = min(max(int(np.searchsorted(x, where)), 1), len(x) - 1)
     if j < 1:
         return scores[0]
@@ -62,13 +66,13 @@ KINDS = (*OVER_ROUNDS, "timed")
 
 
 def derived(table: Table, row: str) -> dict[str, tuple[str, str]]:
-    """name -> (metric, kind) of the metrics that the row is compared in and that are of curves."""
+    """Return name -> (metric, kind) of the metrics of curves that the row is compared in."""
     parts = {name: name.rpartition("-") for name in table.rows[row].metrics or table.metrics}
     return {name: (metric, kind) for name, (metric, _, kind) in parts.items() if kind in KINDS}
 
 
 def hours(training: dict) -> float:
-    """Of a run: core hours on a CPU, else wall time."""
+    """Return the hours that a run took: core hours on a CPU, else wall time."""
     return core_seconds(training) / 3600
 
 
@@ -106,7 +110,7 @@ def summarise(table: Table, runs: list[dict]) -> None:
 
 
 def spent(training: dict) -> dict[str, float]:
-    """Samples, reward queries and hours of a whole online run, from a result, which keeps no history."""
+    """Return samples, reward queries and hours of a whole online run, from a result, which keeps no history."""
     config = training["config"]
     return {
         "samples": 2 * config["pairs"] * config["rounds"],
@@ -116,7 +120,7 @@ def spent(training: dict) -> dict[str, float]:
 
 
 def cost(training: dict | None, number: int) -> dict[str, float]:
-    """Samples, reward queries and hours of the first `number` rounds or updates."""
+    """Return samples, reward queries and hours of the first `number` rounds or updates."""
     if training is None:
         return {"samples": 0, "queries": 0, "hours": 0.0}
     history = training["history"]

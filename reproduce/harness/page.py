@@ -1,4 +1,4 @@
-"""The page of a table in results/: Markdown, made from the table's declaration and its result alone.
+"""Write the page of a table in results/: Markdown, made from the table's declaration and its result alone.
 
 Below, `result` is the content of results/<table>.json, or None where nothing was run.
 """

@@ -1,4 +1,4 @@
-"""The lines of a table in README.md and reproduce/README.md, written again whenever a committed result changes."""
+"""Write the lines of a table in README.md and reproduce/README.md again whenever a committed result changes."""
 
 from reproduce.common.files import write_text
 from reproduce.common.provenance import ROOT, core_seconds

@@ -76,7 +76,7 @@ class Work:
 
     @property
     def pictures(self) -> int:
-        """How many pictures of each prompt are evaluated."""
+        """Return how many pictures of each prompt are evaluated."""
         return self.world.pictures or self.table.pictures[self.world.scale]
 
 

@@ -1,1 +1,1 @@
-"""What the papers say: printed values, claims, and what tables of one paper share."""
+"""State what the papers say: printed values, claims, and what tables of one paper share."""

@@ -1,4 +1,4 @@
-"""A claim of a paper, and the patterns by which claims of one kind are written once."""
+"""Define a claim of a paper, and the patterns by which claims of one kind are written once."""
 
 import csv
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ Names = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Claim:
-    """Row `above` has a higher `metric` than row `below`, at that number of steps, on those prompts."""
+    """Claim that row `above` has a higher `metric` than row `below`, at that number of steps, on those prompts."""
 
     id: str
     metric: str
@@ -24,7 +24,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Claims of one kind: each row of `above` is above each row of `below`.
+    """Write claims of one kind once: each row of `above` is above each row of `below`.
 
     One claim is made for each pair of rows, metric, prompt set and number of steps, in the order of the fields below.
     A "*" in a row or metric stands for each of `rewards` in turn. In an id the names of rows are written without "-*".
@@ -68,7 +68,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class TableClaims:
-    """What a paper says of one of its tables or figures, in its words and as patterns."""
+    """State what a paper says of one of its tables or figures, in its words and as patterns."""
 
     source: str
     words: str  # quoted, with what they are taken to claim and what they are not

@@ -1,4 +1,4 @@
-"""What Diff-Instruct++ (arXiv 2410.18881) claims of its table; its printed values are in dipp_table1.csv."""
+"""State what Diff-Instruct++ (arXiv 2410.18881) claims of its table; its printed values are in dipp_table1.csv."""
 
 from reproduce.papers.claim import Pattern, TableClaims
 

@@ -1,4 +1,4 @@
-"""Settings of Diff-Instruct++, and of Diff-Instruct, which makes the generator that it starts from.
+"""List the settings of Diff-Instruct++, and of Diff-Instruct, which makes the generator that it starts from.
 
 Each setting: scale -> (value, its source); "both" where pocket and full scale agree.
 """

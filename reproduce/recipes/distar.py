@@ -1,4 +1,4 @@
-"""Settings of Diff-Instruct*, and of SIM, which is the same without a reward.
+"""List the settings of Diff-Instruct*, and of SIM, which is the same without a reward.
 
 Each setting: scale -> (value, its source); "both" where pocket and full scale agree.
 """

@@ -1,4 +1,4 @@
-"""Settings of PSO, online, offline, mixed and for concepts, and of what its paper compares it with.
+"""List the settings of PSO, online, offline, mixed and for concepts, and of what its paper compares it with.
 
 Each setting: scale -> (value, its source); "both" where pocket and full scale agree.
 """

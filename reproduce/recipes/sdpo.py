@@ -1,4 +1,4 @@
-"""Settings of SDPO, and of DDPO, REBEL and D3PO, with which its paper compares it.
+"""List the settings of SDPO, and of DDPO, REBEL and D3PO, with which its paper compares it.
 
 Each setting: scale -> (value, its source); "both" where pocket and full scale agree.
 """

@@ -1,1 +1,1 @@
-"""What the loops share: methods, the run with its optimizer and checkpoints, averages of weights."""
+"""Give the loops what they share: methods, settings, the run with its optimizer, checkpoints, averages of weights."""
