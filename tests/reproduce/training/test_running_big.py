@@ -15,7 +15,6 @@ from fsalign_lib.models import load as models
 from fsalign_lib.pocket.weights import WEIGHTS
 from reproduce import pso_table2, train_online
 from reproduce.harness import rows as table_runs
-from reproduce.harness import settings as table_settings
 from reproduce.harness.command import RESULTS, TableConfig, prepare
 from reproduce.harness.declare import World
 from reproduce.recipes import make_config
@@ -222,15 +221,15 @@ def test_the_committed_runs_are_accepted(tmp_path):
     work.mkdir()
     for run in result["runs"]:
         run["settings"]["prompts"] = result["prompts"]
-        table_settings.run_path(work, run["row"], run["seed"]).write_text(json.dumps(run))
-    made = prepare(pso_table2.TABLE, TableConfig(work=work, out=tmp_path), World()).work
+        table_runs.run_path(work, run["row"], run["seed"]).write_text(json.dumps(run))
+    made = prepare(pso_table2.TABLE, TableConfig(work=work, out=tmp_path))
     world = World(settings={"pso-online": {"gradient_checkpointing": True, "micro_batch": 4}})
     spared = dataclasses.replace(made, world=world)
-    table_settings.check_same(spared, "online", 0)
+    table_runs.check_same(spared, "online", 0)
     for other in ({"dtype": "bfloat16"}, {"rounds": 61}, {"mixed_precision": "bf16"}):
         changed = dataclasses.replace(made, world=World(settings={"pso-online": other}))
         with pytest.raises(ValueError, match="online-0.json has other settings"):
-            table_settings.check_same(changed, "online", 0)
+            table_runs.check_same(changed, "online", 0)
 
 
 # launching
