@@ -55,12 +55,12 @@ def build_targets(table: Table, world: World, folder: Path) -> Path:
     return targets.picture_folder(name, folder / "targets")
 
 
-def build_samples(work: Work, row: str, model: LatentModel, folders: dict[str, Path]) -> None:
+def build_samples(work: Work, row: str, model: LatentModel, folders: dict[str, Path | None]) -> None:
     """Draw a subject's references and its class's samples, unless that is done.
 
     Args:
         model: of the row; it draws the prior. References are the table's model's.
-        folders: see the function of this name.
+        folders: that the row reads, as the function of this name gives them; a prior of None is not drawn.
     """
     _, some = target_set(work.table, work.world)
     pictures = build_targets(work.table, work.world, work.folder)
@@ -69,7 +69,8 @@ def build_samples(work: Work, row: str, model: LatentModel, folders: dict[str, P
     if processes().is_main_process:
         about, steps = work.table.rows[row], work.table.steps[0]
         how = (about.sampled.kernel, about.sampled.steps) if about.sampled else (None, steps)
-        targets.build_prior(folders["prior"], model, some.class_prompt, some.prior, *how)
+        if folders["prior"]:
+            targets.build_prior(folders["prior"], model, some.class_prompt, some.prior, *how)
         if "losers" in METHODS[about.method].needs:
             targets.build_references(folders["pairs"], pictures, work.model, some.prompt, some.references, steps)
     processes().wait_for_everyone()

@@ -7,46 +7,33 @@ import pytest
 from PIL import Image
 
 from reproduce import pso_style, pso_table4, recipes
-from reproduce.harness import command as table_command
 from reproduce.harness import curves
-from reproduce.harness import settings as table_settings
-from reproduce.harness.command import TableConfig
-from tests import tiny
-
-ONE = {script: replace(script.TABLE, seeds=(0,)) for script in (pso_style, pso_table4)}
+from reproduce.harness.command import at_scale
+from reproduce.harness.rows import training_config
+from tests.tiny_tables import make, on_tiny, prepare, small
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tiny.build(tmp_path_factory.mktemp("tiny"))
-
-    def make(script):
-        names = (*script.TABLE.metrics, *script.TABLE.beside)
-        settings = {name: {"resize": True, **given} for name, given in script.SMOKE.settings.items()}
-        settings["targets"] = script.SMOKE.settings["targets"]
-        given = {"model": str(folder), "teacher": str(folder), "metrics": dict.fromkeys(names, tiny.brightness)}
-        return replace(script.SMOKE, settings=settings, **given)
-
-    return make
+def world(script, **changes):
+    methods = {row.method for row in at_scale(script.TABLE, "pocket").rows.values() if row.method}
+    return replace(small(None, {method: {"resize": True} for method in methods}), **changes)
 
 
-def call(script, world, out, **config):
-    ready = table_command.prepare(ONE[script], TableConfig(smoke=True, out=out, **config), world)
-    script.run(ready)
-    path = out / f"{script.TABLE.name}.json"
-    return ready.work, json.loads(path.read_text()) if path.exists() else None
+def call(script, folder, out, **changes):
+    table = on_tiny(script.TABLE, folder, seeds=(0,))
+    _, work = prepare(table, world(script, **changes), out)
+    return work, make(table, world(script, **changes), out)
 
 
 @pytest.fixture(scope="module")
-def style(world, tmp_path_factory):
+def style(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("style")
-    return out, *call(pso_style, world(pso_style), out)
+    return out, *call(pso_style, folder, out)
 
 
 @pytest.fixture(scope="module")
-def concept(world, tmp_path_factory):
+def concept(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("concept")
-    return out, *call(pso_table4, world(pso_table4), out)
+    return out, *call(pso_table4, folder, out)
 
 
 def test_a_curve_of_updates_begins_at_the_base_and_ends_with_the_training(style):
@@ -70,17 +57,17 @@ def test_the_halves_stay_in_the_result_over_all_of_training(style):
 
 def test_the_pictures_stand_beside_the_page(style, concept):
     for (out, *_), script, rows in ((style, pso_style, 3), (concept, pso_table4, 6)):
-        for name, caption in script.TABLE.drawn.items():
+        for name, drawing in script.TABLE.own.drawings.items():
             with Image.open(out / f"{script.TABLE.name}-{name}.png") as png:
                 assert min(png.size) > 10 * rows
             page = (out / f"{script.TABLE.name}.md").read_text()
-            assert f"![{caption}]({script.TABLE.name}-{name}.png)" in page
+            assert f"![{drawing.caption}]({script.TABLE.name}-{name}.png)" in page
         assert "A smoke run" in page and "## Tuning" in page
 
 
 def test_each_row_learns_from_what_it_should(concept):
     _, work, _ = concept
-    configs = {row: table_settings.training_config(work, row, 0) for row in pso_table4.TABLE.rows if row != "base"}
+    configs = {row: training_config(work, row, 0) for row in pso_table4.TABLE.rows if row != "base"}
     assert {configs[row].pairs.name for row in ("teacher", "dreambooth")} == {"targets"}
     assert {configs[row].pairs.name for row in ("pso-eq6", "pso-prior", "pso")} == {"pairs"}
     assert [row for row, config in configs.items() if config.prior is None] == ["pso-eq6"]
@@ -93,25 +80,24 @@ def test_each_row_learns_from_what_it_should(concept):
     assert "gradient_target" not in json.loads((work.folder / "teacher-0" / "result.json").read_text())["history"][0]
 
 
-def test_a_finished_table_is_not_made_again_and_other_targets_are_refused(style, world):
+def test_a_finished_table_is_not_made_again_and_other_targets_are_refused(style, folder):
     out, work, _ = style
     files = {path: path.stat().st_mtime_ns for path in work.folder.glob("*.json")}
-    call(pso_style, world(pso_style), out)
+    call(pso_style, folder, out)
     assert {path: path.stat().st_mtime_ns for path in work.folder.glob("*.json")} == files
-    other = world(pso_style)
-    other = replace(other, settings=other.settings | {"targets": {"count": 3}})
+    settings = world(pso_style).settings | {"targets": {"count": 3}}
     with pytest.raises(ValueError, match="other settings or weights"):
-        call(pso_style, other, out)
+        call(pso_style, folder, out, settings=settings)
 
 
 def test_rows_of_a_table_train_on_as_many_pictures_with_settings_of_their_scale():
     for script in (pso_style, pso_table4):
         for scale in recipes.SCALES:
             sizes = set()
-            for row in script.TABLE.at(scale).rows.values():
+            for row in at_scale(script.TABLE, scale).rows.values():
                 if row.method:
                     made = {name: value for name, (value, _) in recipes.recipe(row.method, scale).items()}
-                    made |= row.own(scale)
+                    made |= row.settings
                     sizes.add((made["updates"], made["batch"], made["lr"] if scale == "full" else None))
                     assert row.tuning, "what was tried stands in the result"
             assert len(sizes) == 1, (script.TABLE.name, scale, sizes)

@@ -15,60 +15,51 @@ from fsalign_lib.twins import architectures
 from reproduce import dipp_table1, train_distill
 from reproduce.common.files import plain
 from reproduce.dipp_table1 import TABLE
-from reproduce.harness import claims
-from reproduce.harness import command as table_command
-from reproduce.harness import rows as table_runs
-from reproduce.harness import settings as table_settings
-from reproduce.harness.command import TableConfig, prepare
-from reproduce.harness.command import run as run_table
+from reproduce.harness import claims, dry_run, rows
+from reproduce.harness.command import at_scale
 from reproduce.harness.declare import Row
 from reproduce.recipes import make_config
 from tests import tiny
+from tests.tiny_tables import make, on_tiny, prepare, small
 
-METRICS = dict.fromkeys((*TABLE.metrics, *TABLE.beside), tiny.brightness)
 ALIGNED = "cfg4.5-reward10"
 SOME = ("sdxl", "teacher", "pretrained", ALIGNED)
 
 
 @pytest.fixture
-def small(monkeypatch):
+def table(folder, monkeypatch):
     """Few rows; the generator is pre-trained here, once, as it is at full scale."""
     rows = {name: TABLE.rows[name] for name in SOME}
     rows["teacher"] = replace(rows["teacher"], sampled=replace(dipp_table1.TEACHER, steps=3))
     rows["pretrained"] = Row("pre-trained", "diff-instruct", seeds=(0,))
     claim = claims.Claim("dipp-table1-x", "pickscore", ALIGNED, "teacher", 1, "coco")
     monkeypatch.setattr(claims, "read_claims", lambda name: [claim])
-    return replace(TABLE, rows=rows, seeds=(0, 1), equal_budgets=())
+    return on_tiny(replace(TABLE, rows=rows), folder, seeds=(0, 1))
 
 
 @pytest.fixture
-def world(folder, prompts_file):
-    settings = {"diff-instruct": {"time": 399, "sigma_init": None}, "dipp": {}}
-    settings = {method: dipp_table1.SMOKE.settings[method] | own for method, own in settings.items()}
-    both = {"model": str(folder), "teacher": str(folder), "training_prompts": prompts_file}
-    return replace(dipp_table1.SMOKE, reward=tiny.brightness, metrics=METRICS, settings=settings, **both)
+def world(prompts_file):
+    return small(prompts_file, {"diff-instruct": {"time": 399, "sigma_init": None}})
 
 
-def test_a_row_starts_from_another_rows_run(small, world, tmp_path, monkeypatch):
-    config = TableConfig(smoke=True, out=tmp_path)
-    ready = prepare(small, replace(config, only=(ALIGNED,), seeds=(1,)), world)
-    run_table(ready)
+def test_a_row_starts_from_another_rows_run(table, world, tmp_path, monkeypatch):
+    make(table, world, tmp_path, only=(ALIGNED,), seeds=(1,))
     runs = tmp_path / "runs" / "dipp_table1"
     assert {path.name for path in runs.iterdir() if path.is_dir()} == {"pretrained-0", f"{ALIGNED}-1"}
-    told = table_settings.training_config(ready.work, ALIGNED, 1)
+    _, work = prepare(table, world, tmp_path)
+    told = rows.training_config(work, ALIGNED, 1)
     assert told.start == runs / "pretrained-0" and (told.guidance, told.reward_scale) == (4.5, 10)
 
     looked = []
-    evaluate = table_runs.evaluate
+    evaluate = rows.evaluate
 
     def recorded(model, kernel, steps, *given, **how):
         looked.append((model.guidance_scale, kernel or model.kernel, steps, how.get("eta")))
         return evaluate(model, kernel, steps, *given, **how)
 
-    monkeypatch.setattr(table_runs, "evaluate", recorded)
-    run_table(prepare(small, config, world))
+    monkeypatch.setattr(rows, "evaluate", recorded)
+    result = make(table, world, tmp_path)
     assert set(looked) == {(2.5, "ddim", 3, 0.0), (1.0, "renoise", 1, None)}
-    result = json.loads((tmp_path / "dipp_table1.json").read_text())
     done = [(run["row"], run["seed"]) for run in result["runs"]]
     assert done == [("teacher", None), ("pretrained", 0), (ALIGNED, 0), (ALIGNED, 1)]
     assert set(result["runs"][0]["cells"]) == {"coco-3", "sam-3"}
@@ -79,10 +70,10 @@ def test_a_row_starts_from_another_rows_run(small, world, tmp_path, monkeypatch)
 
     other = {**world.settings, "diff-instruct": world.settings["diff-instruct"] | {"lr": 1e-3}}
     with pytest.raises(ValueError, match="has other settings"):  # of what a row starts from, too
-        changed = replace(small, rows={ALIGNED: small.rows[ALIGNED], "pretrained": small.rows["pretrained"]})
+        changed = replace(table, rows={name: table.rows[name] for name in (ALIGNED, "pretrained")})
         (runs / "pretrained-0.json").unlink()
         (runs / "pretrained-0" / "settings.json").unlink()
-        prepare(changed, TableConfig(smoke=True, out=tmp_path), replace(world, settings=other))
+        prepare(changed, replace(world, settings=other), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +117,12 @@ def test_costs_are_what_the_networks_are_asked(method, guidance, by, folder, pro
 
 
 def test_at_full_scale_one_generator_is_pretrained_for_all():
-    full = TABLE.at("full")
-    assert full.rows["pretrained"].method == "diff-instruct" and TABLE.at("pocket").rows["pretrained"].method is None
-    assert table_settings.row_seeds(full, "pretrained") == (0,)
-    assert {table_settings.start_of(full, ALIGNED, seed) for seed in TABLE.seeds} == {("pretrained", 0)}
-    assert table_settings.start_of(TABLE, ALIGNED, 0) is None and table_settings.row_seeds(TABLE, "sdxl") == ()
-    text = table_command.description(TABLE, "full")
+    full, pocket = at_scale(TABLE, "full"), at_scale(TABLE, "pocket")
+    assert full.rows["pretrained"].method == "diff-instruct" and pocket.rows["pretrained"].method is None
+    assert rows.row_seeds(full, "pretrained") == (0,)
+    assert {rows.start_of(full, ALIGNED, seed) for seed in TABLE.seeds} == {("pretrained", 0)}
+    assert rows.start_of(pocket, ALIGNED, 0) is None and rows.row_seeds(pocket, "sdxl") == ()
+    text = dry_run.description(full, "full")
     assert "start = 'the run of row pretrained'" in text and "the model as it is, pixart-alpha: ddim, 30 steps" in text
     assert "sigma_init = 2.5  # DI++ Table 2" in text and "sam-llava-5k" in text
 

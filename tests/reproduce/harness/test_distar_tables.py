@@ -14,59 +14,52 @@ from reproduce.common.files import plain
 from reproduce.evaluation import cost as memory
 from reproduce.evaluation import scores as measure
 from reproduce.evaluation.cost import PICTURES_TIMED, sampling_cost
-from reproduce.harness import claims
-from reproduce.harness import rows as table_runs
-from reproduce.harness import settings as table_settings
-from reproduce.harness.command import TableConfig, prepare
-from reproduce.harness.command import run as run_table
+from reproduce.harness import claims, rows
+from reproduce.harness.command import at_scale, command
+from reproduce.harness.declare import World
 from reproduce.harness.figures import draw
-from reproduce.papers import distar as distar_rows
+from reproduce.papers import distar
 from reproduce.recipes import make_config
 from reproduce.train_distill import DistillConfig
 from tests import tiny
+from tests.tiny_tables import make as make_table
+from tests.tiny_tables import on_tiny, small
 
 SCRIPTS = (distar_table1, distar_table2, distar_table3, distar_pareto)
 ROWS = ("base", "diff-instruct", "sim", "dipp", "distar")
 
 
-def some_of(table, names, figures=None):
-    """The table with few of its rows and one training seed, and the claims about them."""
-    rows = {name: table.rows[name] for name in names if name in table.rows}
-    return replace(table, rows=rows, seeds=(0,), figures=figures)
-
-
 @pytest.fixture
-def make(folder, tmp_path, monkeypatch):
+def make(folder, prompts_file, monkeypatch):
+    """Make a table with few of its rows and one training seed, and the claims about them."""
     read = claims.read_claims
 
-    def make(script, names=ROWS, figures=None, pictures=2, **config):
-        table = some_of(script.TABLE.at("pocket"), names, figures)
-        own = [c for c in read(table.id) if {c.above, c.below} <= set(table.rows)]
-        monkeypatch.setattr(claims, "read_claims", lambda name: own)
-        metrics = {name: tiny.brightness for name in table.metric_names("pocket", 2) if name != "fid"}
-        settings = {
-            method: {**about, "time": 399, "rank": 1, "micro_batch": None}
-            for method, about in script.SMOKE.settings.items()
-        }
-        world = replace(script.SMOKE, model=str(folder), teacher=str(folder), reward=tiny.brightness, metrics=metrics)
-        world = replace(world, settings=settings, pictures=pictures, prompts=6)
-        run_table(prepare(table, TableConfig(smoke=True, out=tmp_path, **config), world))
-        return json.loads((tmp_path / f"{table.name}.json").read_text())
+    def make(script, out, names=ROWS, **settings):
+        rows_ = {name: row for name, row in script.TABLE.rows.items() if name in names}
+        own = replace(script.TABLE.own, figures=None)
+        table = on_tiny(replace(script.TABLE, rows=rows_, own=own), folder, seeds=(0,))
+        table = replace(table, beside={name: column for name, column in table.beside.items() if name != "fid"})
+        table = replace(table, metrics={name: column for name, column in table.metrics.items() if name != "fid"})
+        about = [c for c in read(table.name) if {c.above, c.below} <= set(table.rows)]
+        monkeypatch.setattr(claims, "read_claims", lambda name: about)
+        distill = {method: {"time": 399, "rank": 1, "micro_batch": None} for method in ("dipp", "sim", "distar")}
+        distill = {method: own | settings.get(method, {}) for method, own in distill.items()}
+        return make_table(table, small(prompts_file, distill, prompts=6), out)
 
     return make
 
 
 def test_tables_share_runs_and_tell_what_sampling_costs(make, tmp_path, monkeypatch):
-    first = make(distar_table2)
+    first = make(distar_table2, tmp_path)
     assert [run["row"] for run in first["runs"]] == list(ROWS)
     assert "not run" not in {c["status"] for c in first["claims"]}
     assert (tmp_path / "runs" / "distar" / "distar-0" / "result.json").exists()
     training = (tmp_path / "runs" / "distar" / "distar-0" / "result.json").read_text()
-    monkeypatch.setattr(table_runs, "train", lambda *_: pytest.fail("a run was trained again"))
-    second = make(distar_table1)
+    monkeypatch.setattr(rows, "train", lambda *_: pytest.fail("a run was trained again"))
+    second = make(distar_table1, tmp_path)
     by_row = [{run["row"]: run["cells"]["parti-1"]["scores"] for run in found["runs"]} for found in (first, second)]
     for row in ROWS:
-        for metric in distar_rows.METRICS:
+        for metric in distar.METRICS:
             assert by_row[0][row][metric] == by_row[1][row][metric], "the same weights, the same noise"
     assert by_row[0]["distar"] != by_row[0]["base"]
     for run in second["runs"]:
@@ -75,22 +68,21 @@ def test_tables_share_runs_and_tell_what_sampling_costs(make, tmp_path, monkeypa
             assert not {"seconds", "memory"} & set(cell["scores"])
     page = (tmp_path / "distar_table1.md").read_text()
     assert "| s per 10 pictures | DMD2 (initial model) | 2.22 |" in page
-    third = make(distar_table3)
+    third = make(distar_table3, tmp_path)
     assert {run["row"] for run in third["runs"]} == set(ROWS)
-    pareto = make(distar_pareto, ROWS)
+    pareto = make(distar_pareto, tmp_path)
     assert {run["row"] for run in pareto["runs"]} == set(ROWS)
     assert (tmp_path / "runs" / "distar" / "distar-0" / "result.json").read_text() == training
 
 
-def test_a_shared_run_with_other_settings_is_told(make, monkeypatch):
-    make(distar_table2, ("base", "sim"))
-    monkeypatch.setitem(distar_table1.SMOKE.settings["sim"], "lr", 1e-3)
+def test_a_shared_run_with_other_settings_is_told(make, tmp_path):
+    make(distar_table2, tmp_path, ("base", "sim"))
     with pytest.raises(ValueError, match="sim-0/settings.json has other settings or weights"):
-        make(distar_table1, ("base", "sim"))
+        make(distar_table1, tmp_path, ("base", "sim"), sim={"lr": 1e-3})
 
 
-def test_categories_are_the_prompts_own(make):
-    found = make(distar_table3, ("base", "sim"))
+def test_categories_are_the_prompts_own(make, tmp_path):
+    found = make(distar_table3, tmp_path, ("base", "sim"))
     prompts = found["prompts"]["benchmark"]
     kinds = [parse(prompt).kind.removesuffix("+place") for prompt in prompts]
     assert set(kinds) <= set(distar_table3.POCKET) and len(set(kinds)) > 1
@@ -131,7 +123,7 @@ def a_result():
 
 def test_diversity_is_compared_at_equal_reward():
     result = a_result()
-    distar_pareto.ahead(result["runs"], {})
+    distar_pareto.ahead(distar_pareto.TABLE, result["runs"], {})
     found = {run["row"]: run["cells"]["plain-1"] for run in result["runs"]}
     for row, at in zip(distar_pareto.SCORE[:3], (0.5, 1.25, 2.0), strict=True):
         assert found[row]["means"]["vendi-ahead"] == pytest.approx(at / 2), "the KL has 5 - at there, this one 5 - at/2"
@@ -148,7 +140,7 @@ def test_prompts_of_which_a_metric_says_nothing_are_left_out_of_the_comparison()
     result = a_result()
     for run in result["runs"]:
         run["cells"]["plain-1"]["scores"]["vendi"][1] = [None, None]
-    distar_pareto.ahead(result["runs"], {})
+    distar_pareto.ahead(distar_pareto.TABLE, result["runs"], {})
     found = {run["row"]: run["cells"]["plain-1"] for run in result["runs"]}
     about = dict.fromkeys(("prompts", "seeds", "steps"), ())
     against = measure.compare(found["distar-10"] | about, found["base"] | about, "vendi-ahead")
@@ -180,22 +172,21 @@ def test_rows_of_kl_and_score_differ_in_the_divergence_alone():
     own = {"method", "out", "weighting", "distance", "c"}
     for kl, score in zip(distar_pareto.KL, distar_pareto.SCORE, strict=True):
         for scale in ("pocket", "full"):
-            sides = [distar_rows.ROWS[name] for name in (kl, score)]
+            sides = [at_scale(distar_pareto.TABLE, scale).rows[name] for name in (kl, score)]
             configs = [
-                plain(make_config(DistillConfig, row.method, scale, model="m", teacher="t", **row.own(scale)))
+                plain(make_config(DistillConfig, row.method, scale, model="m", teacher="t", **row.settings))
                 for row in sides
             ]
             assert {k for k in configs[0] if configs[0][k] != configs[1][k]} - {"start"} <= own, (kl, score, scale)
 
 
 def test_reward_scales_are_the_papers_at_full_scale():
+    full, pocket = (at_scale(distar_table2.TABLE, scale).rows for scale in ("full", "pocket"))
     for name, alpha in (("sim", 0), ("distar-1", 1), ("distar-10", 10), ("distar", 100), ("distar-long", 100)):
-        row = distar_rows.ROWS[name]
-        assert row.own("full")["reward_scale"] == alpha
-        assert row.own("pocket")["reward_scale"] == pytest.approx(distar_rows.SCALES.get(alpha, 0))
-    long, short = (distar_rows.ROWS[name] for name in ("distar-long", "distar"))
-    for scale in ("pocket", "full"):
-        assert long.own(scale)["updates"] == distar_rows.LONGER * short.own(scale)["updates"]
+        assert full[name].settings["reward_scale"] == alpha
+        assert pocket[name].settings["reward_scale"] == pytest.approx(distar.SCALES.get(alpha, 0))
+    for there in (full, pocket):
+        assert there["distar-long"].settings["updates"] == distar.LONGER * there["distar"].settings["updates"]
 
 
 def test_sampling_costs_are_of_one_picture_at_a_time(folder, monkeypatch):
@@ -218,31 +209,31 @@ def test_the_peak_over_what_was_there():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_dry_run_tells_rows_and_claims(script, capsys):
-    script.main(["--dry-run"])
+    command(script.TABLE, None, ["--dry-run"])
     told = capsys.readouterr().out
     assert all(f"row {name}: " in told for name in script.TABLE.rows)
-    assert all(c.id in told for c in claims.read_claims(script.TABLE.id))
+    assert all(c.id in told for c in claims.read_claims(script.TABLE.name))
 
 
 def test_fid_at_full_scale_needs_the_statistics_of_the_captions(monkeypatch, tmp_path):
     """Before any compute; and a set without them has no fid."""
     fid = measure.Frechet("network", None, 2, 8, None)
-    monkeypatch.setattr(table_runs, "load_metrics", lambda *_, **__: {"fid": fid, "aesthetic": None})
+    monkeypatch.setattr(rows, "load_metrics", lambda *_, **__: {"fid": fid, "aesthetic": None})
     monkeypatch.delenv("FSALIGN_DATA", raising=False)
-    table = distar_table1.TABLE
+    how = distar_table1.TABLE, World(scale="full"), tmp_path
     with pytest.raises(
         ValueError, match="fid needs coco-2014-30k.safetensors: make it with reproduce/fid_reference.py"
     ):
-        table_runs.load_table_metrics(table, ("fid",), "cpu", full=True)
+        rows.load_table_metrics(*how, ("fid",), None)
     monkeypatch.setenv("FSALIGN_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="coco-2014-30k.safetensors"):
-        table_runs.load_table_metrics(table, ("fid",), "cpu", full=True)
+        rows.load_table_metrics(*how, ("fid",), None)
     there = object()
-    monkeypatch.setattr(table_runs, "read_statistics", lambda path, *_: there)
-    metrics = table_runs.load_table_metrics(table, ("fid", "aesthetic"), "cpu", full=True)
-    work = table_settings.Work(table, distar_table1.World(scale="full"), tmp_path, None, None, metrics, {}, {})
-    assert set(table_runs.metrics_of(work, "parti")) == {"aesthetic"}
-    assert table_runs.metrics_of(work, "coco")["fid"].reference(("a cat",)) is there
+    monkeypatch.setattr(rows, "read_statistics", lambda path, *_: there)
+    metrics = rows.load_table_metrics(*how, ("fid", "aesthetic"), None)
+    work = rows.Work(*how, None, None, metrics, {}, {})
+    assert set(rows.metrics_of(work, "parti")) == {"aesthetic"}
+    assert rows.metrics_of(work, "coco")["fid"].reference(("a cat",)) is there
 
 
 @pytest.mark.slow
@@ -250,12 +241,12 @@ def test_full_scale_on_twins(tmp_path, monkeypatch, fresh_accelerate):
     """The published formats, by the command line: DMD2's student, SDXL its teacher, FID left out."""
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]
-    distar_table1.main([*argv, "teacher", "base", "dipp", "distar"])
+    command(distar_table1.TABLE, None, [*argv, "teacher", "base", "dipp", "distar"])
     for row, steps in (("teacher", 50), ("base", 1), ("dipp-0", 1), ("distar-0", 1)):
-        found = json.loads((tmp_path / "runs" / "distar-full" / "distar_table1" / f"{row}.json").read_text())
+        found = json.loads((tmp_path / "runs" / "distar_table1-full" / f"{row}.json").read_text())
         assert list(found["cells"]) == [f"parti-{steps}", f"coco-{steps}"]
         means = found["cells"][f"coco-{steps}"]["means"]
-        assert {"seconds", "memory", "vendi", *distar_rows.METRICS} <= set(means) and "fid" not in means
+        assert {"seconds", "memory", "vendi", *distar.METRICS} <= set(means) and "fid" not in means
         if found["training"]:
             config = found["training"]["config"]
             assert (config["model"], config["teacher"]) == ("sdxl-dmd2-1step", "sdxl")

@@ -15,7 +15,8 @@ from reproduce import (
     sdpo_lcm,
     sdpo_table3,
 )
-from reproduce.harness import settings as table_settings
+from reproduce.harness.command import at_scale, command
+from reproduce.harness.rows import row_seeds, run_path
 
 
 @pytest.mark.slow
@@ -36,11 +37,11 @@ from reproduce.harness import settings as table_settings
 )
 def test_a_table_runs_at_full_scale_on_twins(script, some, tmp_path, monkeypatch, fresh_accelerate):
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
-    script.main(["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
+    command(script.TABLE, None, ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), *some])
     done = {path.stem for path in (tmp_path / "runs" / f"{script.TABLE.name}-full").glob("*.json")}
     if some:
-        firsts = {row: table_settings.row_seeds(script.TABLE.at("full"), row)[0] for row in some[1:-2]}
-        assert done == {table_settings.run_path(tmp_path, row, seed).stem for row, seed in firsts.items()}
+        firsts = {row: row_seeds(at_scale(script.TABLE, "full"), row)[0] for row in some[1:-2]}
+        assert done == {run_path(tmp_path, row, seed).stem for row, seed in firsts.items()}
         return
     result = json.loads((tmp_path / f"{script.TABLE.name}-full.json").read_text())
     assert result["scale"] == "full" and result["smoke"] and len(result["runs"]) == len(done)

@@ -10,42 +10,33 @@ import pytest
 import torch
 
 from fsalign_lib.pocket.weights import WEIGHTS
-from reproduce import pso_table2
 from reproduce.common.files import write_json
 from reproduce.harness import claims
 from reproduce.harness import rows as table_runs
-from reproduce.harness.command import TableConfig, prepare
-from reproduce.harness.command import run as run_table
+from reproduce.harness.command import command
 from reproduce.pso_table2 import TABLE
-from tests import tiny
+from tests.tiny_tables import make, on_tiny, prepare, small
 
 METRICS = (*TABLE.metrics, *TABLE.beside)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tiny.build(tmp_path_factory.mktemp("tiny"))
-    prompts = tmp_path_factory.mktemp("prompts") / "train.txt"
-    prompts.write_text("\n".join(tiny.PROMPTS))
-    return replace(
-        pso_table2.SMOKE,
-        model=str(folder),
-        teacher=str(folder),
-        reward=tiny.brightness,
-        utility=tiny.brightness,
-        metrics=dict.fromkeys(METRICS, tiny.brightness),
-        training_prompts=str(prompts),
-    )
+def world(prompts_file):
+    return small(prompts_file)
 
 
 @pytest.fixture(scope="module")
-def smoke(world, tmp_path_factory):
+def table(folder):
+    return on_tiny(TABLE, folder)
+
+
+@pytest.fixture(scope="module")
+def smoke(table, world, tmp_path_factory):
     """A whole smoke run, by two calls: first online alone, then the rest."""
     out = tmp_path_factory.mktemp("smoke")
-    first = TableConfig(smoke=True, out=out, only=("online",), seeds=(1,))
-    run_table(prepare(TABLE, first, world))
+    make(table, world, out, only=("online",), seeds=(1,))
     assert sorted(p.name for p in out.iterdir()) == ["runs"], "no table before all is done"
-    run_table(prepare(TABLE, TableConfig(smoke=True, out=out), world))
+    make(table, world, out)
     return out
 
 
@@ -88,7 +79,7 @@ def test_statuses_are_those_of_the_pictures_scores(result):
     not all((WEIGHTS / name).is_dir() for name in table_runs.NETWORKS), reason="the pocket world is not built"
 )
 def test_the_smoke_command_runs_on_the_shipped_weights(tmp_path, capsys):
-    pso_table2.main(["--smoke", "--out", str(tmp_path)])
+    command(TABLE, None, ["--smoke", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "pso_table2.json").read_text())
     assert len(found["runs"]) == 7 and all(c["status"] != "not run" for c in found["claims"])
     assert set(found["runs"][0]["cells"]["parti-4"]["means"]) == set(METRICS)
@@ -96,24 +87,23 @@ def test_the_smoke_command_runs_on_the_shipped_weights(tmp_path, capsys):
     assert "pso_table2.md: " in capsys.readouterr().out
 
 
-def test_finished_runs_are_skipped_and_other_settings_refused(smoke, world, tmp_path, capsys):
+def test_finished_runs_are_skipped_and_other_settings_refused(smoke, table, world, tmp_path, capsys):
     files = {path: path.stat().st_mtime_ns for path in (smoke / "runs" / "pso_table2").glob("*.json")}
-    run_table(prepare(TABLE, TableConfig(smoke=True, out=smoke), world))
+    make(table, world, smoke)
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert capsys.readouterr().out.count("is done") == 7
     with pytest.raises(
         ValueError, match=r"base.json has other settings or weights: remove .*pso_table2, or choose another"
     ):
-        prepare(TABLE, TableConfig(smoke=True, out=smoke), replace(world, pictures=3))
+        prepare(table, replace(world, pictures=3), smoke)
     shutil.copytree(smoke / "runs" / "pso_table2" / "online-1", tmp_path / "runs" / "pso_table2" / "online-1")
     with pytest.raises(ValueError, match=r"online-1/settings.json has other settings"):
         other = {**world.settings, "pso-online": {**world.settings["pso-online"], "lr": 1e-3}}
-        prepare(TABLE, TableConfig(smoke=True, out=tmp_path), replace(world, settings=other))
+        prepare(table, replace(world, settings=other), tmp_path)
 
 
 def test_table_only_without_runs_says_not_run(tmp_path, capsys):
-    config = TableConfig(table_only=True, work=tmp_path / "none", out=tmp_path)
-    run_table(prepare(TABLE, config, pso_table2.SMOKE))
+    command(TABLE, None, ["--table-only", "--work", str(tmp_path / "none"), "--out", str(tmp_path)])
     page = (tmp_path / "pso_table2.md").read_text()
     assert "| PickScore | base | 22.22 | not run |  |  |" in page and "**Claims: not run.**" in page
     assert not re.search(r"reproduced,|contradicted,|inconclusive,", page.split("**Claims")[1])
@@ -122,7 +112,7 @@ def test_table_only_without_runs_says_not_run(tmp_path, capsys):
 @pytest.mark.slow
 def test_dry_run_tells_rows_sources_and_claims(capsys):
     for scale in ("pocket", "full"):
-        pso_table2.main(["--dry-run", "--scale", scale])
+        command(TABLE, None, ["--dry-run", "--scale", scale])
         told = capsys.readouterr().out
         assert told.count("above") == 44 and "beta = 50.0  # PSO App. B.1" in told or scale == "pocket"
         assert "row online: online PSO (pso-online)" in told and "clamp = 0.1  # published PSO code" in told
@@ -141,7 +131,7 @@ def test_dry_run_tells_rows_sources_and_claims(capsys):
 )
 def test_what_cannot_be_run_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        pso_table2.main(arguments)
+        command(TABLE, None, arguments)
     told = capsys.readouterr().err
     assert stopped.value.code == 2 and told.startswith(message) and told.count("\n") == 1
 
@@ -153,10 +143,10 @@ def test_json_keeps_lists_of_numbers_on_a_line(tmp_path):
     assert json.loads(text) == content and "[ 1, 2.5, null ]" in text
 
 
-def test_threads_are_taken(world, tmp_path):
+def test_threads_are_taken(table, world, tmp_path):
     before = torch.get_num_threads()
     try:
-        prepare(TABLE, TableConfig(smoke=True, out=tmp_path, threads=1), world)
+        prepare(table, world, tmp_path, threads=1)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
