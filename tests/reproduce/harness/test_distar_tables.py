@@ -35,7 +35,7 @@ def make(folder, prompts_file, monkeypatch):
     read = claims.read_claims
 
     def make(script, out, names=ROWS, **settings):
-        rows_ = {name: row for name, row in script.TABLE.rows.items() if name in names}
+        rows_ = {name: script.TABLE.rows[name] for name in names if name in script.TABLE.rows}
         own = replace(script.TABLE.own, figures=None)
         table = on_tiny(replace(script.TABLE, rows=rows_, own=own), folder, seeds=(0,))
         table = replace(table, beside={name: column for name, column in table.beside.items() if name != "fid"})

@@ -1,6 +1,5 @@
 """SDPO's tables and figures: each script's whole way on a tiny model, numbers of curves, claims, pages, figures."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -28,16 +27,16 @@ from reproduce import (
 from reproduce.common.files import plain
 from reproduce.common.provenance import Clock, core_seconds
 from reproduce.evaluation.scores import picture_noise
-from reproduce.harness import claims, curves, readmes
+from reproduce.harness import claims, curves, readmes, snapshots
 from reproduce.harness import figures as curve_figures
 from reproduce.harness import page as table_text
-from reproduce.harness import snapshots as curve_runs
-from reproduce.harness.command import RESULTS, TableConfig, prepare
-from reproduce.harness.command import run as run_table
+from reproduce.harness.command import RESULTS, at_scale, command
 from reproduce.papers.claim import printed
+from reproduce.papers.sdpo import REWARDS
 from reproduce.recipes import make_config
 from reproduce.train_online import OnlineConfig
 from tests import tiny
+from tests.tiny_tables import make, on_tiny, prepare, small
 
 FIGURES = (sdpo_curves, sdpo_ablations, sdpo_instability, sdpo_lcm)
 SCRIPTS = (sdpo_table1, sdpo_table3, *FIGURES)
@@ -45,31 +44,32 @@ ROWS, STEPS = ("base", "ddpo-hps", "sdpo-hps"), (1, 4)
 
 
 @pytest.fixture(scope="module")
-def tiny_world(tmp_path_factory):
-    folder = tiny.build(tmp_path_factory.mktemp("tiny"))
-    prompts = tmp_path_factory.mktemp("prompts") / "train.txt"
-    prompts.write_text("\n".join(tiny.PROMPTS))
+def a_part(folder):
+    """Give a table on the tiny pipeline, with few of its rows and numbers of steps, one training seed, and no figures
+    unless they are given, so that it is quick."""
 
-    def make(script, **settings):
-        table = script.TABLE
-        names = table.metric_names("pocket", 2)
-        metrics = {name: tiny.brightness for name in names}
-        world = replace(script.SMOKE, model=str(folder), reward=tiny.brightness, metrics=metrics)
-        own = {method: {**about, "rank": 1, **settings} for method, about in world.settings.items()}
-        return replace(world, settings=own, training_prompts=str(prompts))
+    def make(script, names, steps=None, figures=lambda result: {}):
+        rows = {name: script.TABLE.rows[name] for name in names}
+        own = replace(script.TABLE.own, figures=figures)
+        table = replace(script.TABLE, rows=rows, own=own, steps=steps or script.TABLE.steps)
+        return on_tiny(table, folder, seeds=(0,))
 
     return make
 
 
-def a_part(table, names, steps=None):
-    """The table with few of its rows and numbers of steps, one training seed, no figures, so that it is quick."""
-    rows = {name: table.rows[name] for name in names}
-    return replace(table, rows=rows, seeds=(0,), steps=steps or table.steps, figures=None)
+@pytest.fixture(scope="module")
+def world(prompts_file):
+    """Give the smoke world with more settings for every method, in trajectories of four steps unless they are given."""
+
+    def make(**settings):
+        own = {"rank": 1, "steps": 4} | settings
+        return small(prompts_file, dict.fromkeys(("d3po", "ddpo", "rebel", "sdpo"), own))
+
+    return make
 
 
-@contextlib.contextmanager
-def claims_of(table):
-    """Claims about the rows and steps that are there."""
+def make_table(table, world, out, **config):
+    """Make a table, with claims about the rows and steps that are there."""
     read = claims.read_claims
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -77,23 +77,15 @@ def claims_of(table):
             "read_claims",
             lambda name: [c for c in read(name) if {c.above, c.below} <= set(table.rows) and c.steps in table.steps],
         )
-        yield
-
-
-def make_table(script, table, world, out, run=run_table, **config):
-    with claims_of(table):
-        run(prepare(table, TableConfig(smoke=True, out=out, **config), world))
-    return json.loads((out / f"{table.name}.json").read_text())
+        return make(table, world, out, **config)
 
 
 @pytest.fixture(scope="module")
-def made(tiny_world, tmp_path_factory):
+def made(a_part, world, tmp_path_factory):
     """sdpo_table1 with the rows of one reward, then its curves, in one folder."""
     out = tmp_path_factory.mktemp("smoke")
-    long = {"rounds": 2}
-    table, of_curves = (a_part(script.TABLE, ROWS, STEPS) for script in (sdpo_table1, sdpo_curves))
-    make_table(sdpo_table1, table, tiny_world(sdpo_table1, **long), out)
-    make_table(sdpo_curves, of_curves, tiny_world(sdpo_curves, **long), out)
+    for script in (sdpo_table1, sdpo_curves):
+        make_table(a_part(script, ROWS, STEPS), world(), out)
     return out
 
 
@@ -107,14 +99,13 @@ def curved(made):
     return json.loads((made / "sdpo_curves.json").read_text())
 
 
-def test_a_finished_training_is_not_entered_again(made, tiny_world, tmp_path, monkeypatch):
+def test_a_finished_training_is_not_entered_again(made, a_part, world, tmp_path, monkeypatch):
     """Stopped between training and evaluation: the training's own account of itself stays."""
     runs = shutil.copytree(made / "runs" / "sdpo_table1", tmp_path / "runs" / "sdpo_table1")
     (runs / "sdpo-hps-0.json").unlink()
     training = (runs / "sdpo-hps-0" / "result.json").read_text()
     monkeypatch.setattr(train_online, "run", None)  # calling it fails
-    table = a_part(sdpo_table1.TABLE, ROWS, STEPS)
-    again = make_table(sdpo_table1, table, tiny_world(sdpo_table1, rounds=2), tmp_path)
+    again = make_table(a_part(sdpo_table1, ROWS, STEPS), world(), tmp_path)
     assert (runs / "sdpo-hps-0" / "result.json").read_text() == training
     before = json.loads((made / "sdpo_table1.json").read_text())
     assert [run["cells"] for run in again["runs"]] == [run["cells"] for run in before["runs"]]
@@ -150,10 +141,9 @@ def test_curves_train_nothing_and_hold_all_that_is_watched(made, curved):
     assert len(curved["claims"]) == 2 and "not run" not in {c["status"] for c in curved["claims"]}
 
 
-def test_a_point_is_its_snapshot(made, curved, tiny_world):
+def test_a_point_is_its_snapshot(made, curved, folder):
     """Measured again by hand."""
-    world = tiny_world(sdpo_curves)
-    model = models.load(world.model)
+    model = models.load(folder)
     model.load_adapter(made / "runs" / "sdpo_table1" / "sdpo-hps-0" / "snapshots" / "000001")
     prompts, kernel = curved["prompts"]["animals"], model.sampler(4, "ddim")
     noise = picture_noise(prompts, range(2), model.latent_shape, 5).flatten(0, 1)
@@ -163,8 +153,8 @@ def test_a_point_is_its_snapshot(made, curved, tiny_world):
     assert run["curve"][1]["means"]["animals-4"]["hps"] == pytest.approx(found, abs=1e-5)
 
 
-def test_kl_is_that_of_the_policy_s_own_steps(made, tiny_world):
-    model = models.load(tiny_world(sdpo_curves).model)
+def test_kl_is_that_of_the_policy_s_own_steps(made, folder):
+    model = models.load(folder)
     model.load_adapter(made / "runs" / "sdpo_table1" / "sdpo-hps-0" / "snapshots" / "000002")
     prompts, kernel = tiny.PROMPTS[:2], model.sampler(3, "ddim")
     noise, cond = picture_noise(prompts, range(1), model.latent_shape, 4)[:, 0], model.encode_prompts(prompts)
@@ -174,56 +164,47 @@ def test_kl_is_that_of_the_policy_s_own_steps(made, tiny_world):
             other = model.predict_x0(path.states[:, n], int(kernel.timesteps[n]), cond)
         apart = kernel.mean(path.states[:, n], path.x0_hat[:, n], n) - kernel.mean(path.states[:, n], other, n)
         expected = expected + apart.flatten(1).square().sum(1) / (2 * kernel.std(n) ** 2) / 3
-    found = curve_runs.policy_kl(model, kernel, prompts)
+    found = snapshots.policy_kl(model, kernel, prompts)
     assert found.shape == (2,) and (found > 0).all()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
 
 
-def test_finished_points_are_not_measured_again(made, tiny_world, monkeypatch, capsys):
-    table = a_part(sdpo_curves.TABLE, ROWS, STEPS)
-    run_file = made / "runs" / "sdpo_table1" / "curves" / "sdpo-hps-0.json"
+def test_finished_points_are_not_measured_again(made, a_part, world, monkeypatch, capsys):
+    run_file = made / "runs" / "sdpo_curves" / "sdpo-hps-0.json"
     before = run_file.read_text()
     run_file.unlink()
-    monkeypatch.setattr(curve_runs, "policy_kl", lambda *_: pytest.fail("a point was measured again"))
-    make_table(sdpo_curves, table, tiny_world(sdpo_curves, rounds=2), made)
+    monkeypatch.setattr(snapshots, "policy_kl", lambda *_: pytest.fail("a point was measured again"))
+    make_table(a_part(sdpo_curves, ROWS, STEPS), world(), made)
     assert json.loads(run_file.read_text())["curve"] == json.loads(before)["curve"]
     assert capsys.readouterr().out.count("is done") == len(ROWS) - 1
 
 
-def test_the_start_is_the_model_as_it_was_whatever_was_evaluated_before(made, tiny_world):
-    work = made / "runs" / "sdpo_table1" / "curves"
+def test_the_start_is_the_model_as_it_was_whatever_was_evaluated_before(made, a_part, world):
+    work = made / "runs" / "sdpo_curves"
     before = {name: json.loads((work / name).read_text())["cells"] for name in ("base.json", "sdpo-hps-0.json")}
     for name in before:
         (work / name).unlink()
     (work / "sdpo-hps-0" / "points" / "000002.json").unlink()
-    table, last_first = a_part(sdpo_curves.TABLE, ROWS, STEPS), ("sdpo-hps", "base")
-    make_table(sdpo_curves, table, tiny_world(sdpo_curves, rounds=2), made, only=last_first)
+    make_table(a_part(sdpo_curves, ROWS, STEPS), world(), made, only=("sdpo-hps", "base"))
     for name, cells in before.items():
         assert json.loads((work / name).read_text())["cells"] == cells
 
 
-def test_runs_that_are_missing_or_others_are_told(made, tiny_world, tmp_path, capsys):
-    table = a_part(sdpo_curves.TABLE, ROWS, STEPS)
-    run_table(prepare(table, TableConfig(smoke=True, out=tmp_path), tiny_world(sdpo_curves)))
+def test_runs_that_are_missing_or_others_are_told(made, a_part, world, tmp_path, capsys):
+    make(a_part(sdpo_curves, ROWS, STEPS), world(), tmp_path)
     told = capsys.readouterr().out
     assert "sdpo-hps-0 is not trained yet: python reproduce/sdpo_table1.py --only sdpo-hps --seeds 0" in told
-    other = tiny_world(sdpo_curves, rounds=2, lr=1e-5)
-    (made / "runs" / "sdpo_table1" / "curves" / "sdpo-hps-0.json").rename(tmp_path / "kept.json")
-    note = made / "runs" / "sdpo_table1" / "curves" / "sdpo-hps-0" / "settings.json"
-    note.rename(tmp_path / "note.json")
+    (made / "runs" / "sdpo_curves" / "sdpo-hps-0.json").rename(tmp_path / "kept.json")
     try:
-        alone = a_part(sdpo_curves.TABLE, ("base", "sdpo-hps"), STEPS)
-        with pytest.raises(ValueError, match=r"sdpo-hps-0/settings.json has other training settings or weights than"):
-            run_table(prepare(alone, TableConfig(smoke=True, out=made), other))
+        with pytest.raises(ValueError, match=r"sdpo_table1/sdpo-hps-0/settings.json has other settings or weights"):
+            prepare(a_part(sdpo_curves, ("base", "sdpo-hps"), STEPS), world(lr=1e-5), made)
     finally:
-        (tmp_path / "kept.json").rename(made / "runs" / "sdpo_table1" / "curves" / "sdpo-hps-0.json")
-        (tmp_path / "note.json").rename(note)
+        (tmp_path / "kept.json").rename(made / "runs" / "sdpo_curves" / "sdpo-hps-0.json")
 
 
-def test_snapshots_must_end_with_the_training(tiny_world, tmp_path):
-    table = a_part(sdpo_curves.TABLE, ("base", "sdpo-hps"), STEPS)
+def test_snapshots_must_end_with_the_training(a_part, world, tmp_path):
     with pytest.raises(ValueError, match="snapshot_every = 2 for 3 rounds: expected a divisor"):
-        prepare(table, TableConfig(smoke=True, out=tmp_path), tiny_world(sdpo_curves, rounds=3, snapshot_every=2))
+        prepare(a_part(sdpo_curves, ("base", "sdpo-hps"), STEPS), world(rounds=3, snapshot_every=2), tmp_path)
 
 
 def test_the_page_of_curves(made):
@@ -241,9 +222,7 @@ def test_a_sheet_for_each_number_of_steps(curved, tmp_path):
     sheets = sdpo_curves.figures(curved)
     assert list(sheets) == ["1step", "2step", "4step", "8step", "16step", "50step"]
     for sheet in sheets.values():
-        assert [row[0].y for row in sheet.panels] == [
-            f"trained on {title}" for title, _ in sdpo_table1.REWARDS.values()
-        ]
+        assert [row[0].y for row in sheet.panels] == [f"trained on {column.title}" for column in REWARDS.values()]
         assert all(len(row) == 7 and len({panel.title for panel in row}) == 7 for row in sheet.panels)
     (line,) = [line for line in sheets["50step"].panels[2][0].lines if line.label == "SDPO"]
     sdpo = curved["runs"][-1]
@@ -284,14 +263,14 @@ def sheets(script, result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", CHOSEN, ids=lambda script: script.__name__)
-def test_tables_of_curves_run_the_whole_way(script, tiny_world, tmp_path):
+def test_tables_of_curves_run_the_whole_way(script, a_part, prompts_file, tmp_path):
     names, steps = CHOSEN[script], script.TABLE.steps if script is sdpo_lcm else (1, 16)
-    table = replace(a_part(script.TABLE, names, steps), figures=lambda result: sheets(script, result))
-    found = make_table(script, table, tiny_world(script), tmp_path)
+    table = a_part(script, names, steps, figures=lambda result: sheets(script, result))
+    settings = {method: {"rank": 1} for method in ("ddpo", "rebel", "sdpo")}
+    found = make_table(table, small(prompts_file, settings), tmp_path)
     assert [run["row"] for run in found["runs"]] == list(names)
-    rounds = script.SMOKE.settings["sdpo" if script is sdpo_ablations else "ddpo"]["rounds"]
     for run in found["runs"][1:]:
-        assert [point["round"] for point in run["curve"]] == list(range(rounds + 1))
+        assert [point["round"] for point in run["curve"]] == [0, 1, 2]
         assert set(script.TABLE.metrics) <= set(run["cells"]["animals-1"]["means"])
     assert {c["status"] for c in found["claims"]} <= {"reproduced", "contradicted", "inconclusive"}
     page = (tmp_path / f"{script.TABLE.name}.md").read_text()
@@ -300,9 +279,8 @@ def test_tables_of_curves_run_the_whole_way(script, tiny_world, tmp_path):
         assert picture.width > 700 and np.asarray(picture.convert("L")).std() > 5 and f"-{name}.png)" in page
 
 
-def test_table_3_smoke(tiny_world, tmp_path):
-    world = replace(tiny_world(sdpo_table3), settings={})
-    found = make_table(sdpo_table3, sdpo_table3.TABLE, world, tmp_path, run=sdpo_table3.run)
+def test_table_3_smoke(folder, world, tmp_path):
+    found = make_table(on_tiny(sdpo_table3.TABLE, folder), world(), tmp_path)
     assert len(found["runs"]) == 24 and len(found["claims"]) == 52
     assert "not run" not in {c["status"] for c in found["claims"]}
     cosine = {run["row"]: run["cells"]["animals-50"]["means"]["cosine"] for run in found["runs"]}
@@ -328,7 +306,7 @@ def test_full_scale_on_twins(tmp_path, monkeypatch, capsys, fresh_accelerate):
     """The published formats, by the command line; the table waits for the other rows."""
     monkeypatch.setenv("FSALIGN_HUB", "")  # it is set by the run; so it is put back
     argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]
-    sdpo_table1.main([*argv, "base", "sdpo-hps", "rebel-imagereward"])
+    command(sdpo_table1.TABLE, None, [*argv, "base", "sdpo-hps", "rebel-imagereward"])
     assert os.environ["FSALIGN_HUB"] == str(tmp_path / "runs" / "sdpo_table1-full" / "twins")
     assert "to do before there is a table: d3po-imagereward seed 0" in capsys.readouterr().out
     for row in ("base", "sdpo-hps-0", "rebel-imagereward-0"):
@@ -343,11 +321,11 @@ def test_what_each_row_took_stands_beside_it():
     runs = [
         {"row": "sdpo-hps", "seed": seed, "training": made | {"cpu_seconds": s}} for seed, s in ((0, 360), (1, 720))
     ]
-    told = table_text.costs(sdpo_table1.TABLE.at("pocket"), {"runs": runs})
+    told = table_text.costs(at_scale(sdpo_table1.TABLE, "pocket"), {"runs": runs})
     assert "| SDPO, HPSv2 | 1024 | 2560 | 0.150 |" in told
     older = {"row": "sdpo-hps", "seed": 2, "training": made}  # without CPU time: it says nothing of the others'
-    assert table_text.costs(sdpo_table1.TABLE.at("pocket"), {"runs": [*runs, older]}) == told
-    alone = table_text.costs(sdpo_table1.TABLE.at("pocket"), {"runs": [older]})
+    assert table_text.costs(at_scale(sdpo_table1.TABLE, "pocket"), {"runs": [*runs, older]}) == told
+    alone = table_text.costs(at_scale(sdpo_table1.TABLE, "pocket"), {"runs": [older]})
     assert "| SDPO, HPSv2 | 1024 | 2560 | 0.278 (wall) |" in alone
     assert "| DDPO, HPSv2 | not run | not run | not run |" in told and "KL" not in told
 
@@ -406,9 +384,9 @@ def test_a_clock_counts_the_cpu_time_of_this_process_alone():
     assert 129 <= found["wall_seconds"] < 140 and 109 <= found["cpu_seconds"] < 120
 
 
-def test_time_is_compared_at_the_end_of_the_quickest_run():
+def test_time_is_compared_at_the_end_of_the_quickest_run(a_part):
     """A row that takes twice as long is taken half way; the machine was busy meanwhile."""
-    table = a_part(sdpo_ablations.TABLE, ("base", "all", "sdpo"), (1,))
+    table = a_part(sdpo_ablations, ("base", "all", "sdpo"), (1,))
 
     def run(row, seconds, *values):
         points = [
@@ -446,7 +424,7 @@ def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times()
     model = models.load(table.models["pocket"])
     for name in sdpo_lcm.METHODS:
         make = partial(make_config, OnlineConfig, name)
-        pocket, full = make("pocket", **table.rows[name].own("pocket")), make("full", **table.rows[name].own("full"))
+        pocket, full = (make(scale, **at_scale(table, scale).rows[name].settings) for scale in ("pocket", "full"))
         kernel = model.sampler(pocket.steps, pocket.kernel)
         assert type(kernel).__name__ == "Renoise" and kernel.timesteps.tolist()[:2] == [999, 879]
         assert pocket.trained_steps(kernel).tolist() == list(range(7)), "the last step has no density"
@@ -456,22 +434,22 @@ def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times()
 
 def test_a_row_differs_from_sdpo_in_one_thing():
     for name, (_, _, own) in sdpo_ablations.VARIANTS.items():
-        rows = sdpo_ablations.TABLE.rows
-        configs = [make_config(OnlineConfig, "sdpo", **rows[row].own("pocket")) for row in (name, "sdpo")]
+        rows = at_scale(sdpo_ablations.TABLE, "pocket").rows
+        configs = [make_config(OnlineConfig, "sdpo", **rows[row].settings) for row in (name, "sdpo")]
         other = {k for k, v in plain(configs[0]).items() if v != plain(configs[1])[k]}
         assert other == set(own) and len(own) == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_dry_run_tells_rows_and_claims(script, capsys):
-    script.main(["--dry-run"])  # with what full scale takes: tests/reproduce/test_plan.py
+    command(script.TABLE, None, ["--dry-run"])  # with what full scale takes: tests/reproduce/test_plan.py
     told = capsys.readouterr().out
     assert all(f"row {name}: " in told for name in script.TABLE.rows)
-    assert all(c.id in told for c in claims.read_claims(script.TABLE.id))
+    assert all(c.id in told for c in claims.read_claims(script.TABLE.name))
 
 
 def test_what_reads_another_table_takes_no_training(capsys):
-    sdpo_curves.main(["--dry-run", "--scale", "full"])
+    command(sdpo_curves.TABLE, None, ["--dry-run", "--scale", "full"])
     assert "sdpo-animals for 45 animals" in capsys.readouterr().out
     with pytest.raises(ValueError, match="sdpo_curves trains nothing"):
         plan.prepare(plan.PlanConfig(table="sdpo_curves"))

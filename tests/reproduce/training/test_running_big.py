@@ -15,7 +15,7 @@ from fsalign_lib.models import load as models
 from fsalign_lib.pocket.weights import WEIGHTS
 from reproduce import pso_table2, train_online
 from reproduce.harness import rows as table_runs
-from reproduce.harness.command import RESULTS, TableConfig, prepare
+from reproduce.harness.command import RESULTS, TableConfig, at_scale, prepare
 from reproduce.harness.declare import World
 from reproduce.recipes import make_config
 from reproduce.training import checkpoints
@@ -222,7 +222,7 @@ def test_the_committed_runs_are_accepted(tmp_path):
     for run in result["runs"]:
         run["settings"]["prompts"] = result["prompts"]
         table_runs.run_path(work, run["row"], run["seed"]).write_text(json.dumps(run))
-    made = prepare(pso_table2.TABLE, TableConfig(work=work, out=tmp_path))
+    made = prepare(at_scale(pso_table2.TABLE, "pocket"), TableConfig(work=work, out=tmp_path))
     world = World(settings={"pso-online": {"gradient_checkpointing": True, "micro_batch": 4}})
     spared = dataclasses.replace(made, world=world)
     table_runs.check_same(spared, "online", 0)
