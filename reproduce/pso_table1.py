@@ -20,9 +20,9 @@ TABLE = Table(
     name="pso_table1",
     title="PSO Table 1: human preference tuning of SDXL-DMD2",
     rows={
-        "teacher": pso.sampled_by_teacher(Row("teacher")),
+        "teacher": Row("teacher", sampled=pso.TEACHER),
         "dpo": pso.DPO,
-        "sft": pso.sampled_by_teacher(Row("teacher, SFT", "sft", tuning=pso.TUNING)),
+        "sft": Row("teacher, SFT", "sft", tuning=pso.TUNING, sampled=pso.TEACHER),
         "rpo": Row("teacher, RPO", elsewhere=True),
         "spo": Row("teacher, SPO", elsewhere=True),
         "mapo": Row("teacher, MaPO", elsewhere=True),

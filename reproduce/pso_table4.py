@@ -67,14 +67,13 @@ TABLE = Table(
     title="PSO Table 4: concept customization",
     rows={
         "base": Row("student, untrained"),
-        "teacher": pso.sampled_by_teacher(
-            Row(
-                "DreamBooth, teacher",
-                "dreambooth",
-                POCKET | {"lr": 3e-4},
-                FULL,
-                tuning=TRIED.format("3e-5, 1e-4, 3e-4"),
-            )
+        "teacher": Row(
+            "DreamBooth, teacher",
+            "dreambooth",
+            POCKET | {"lr": 3e-4},
+            FULL,
+            tuning=TRIED.format("3e-5, 1e-4, 3e-4"),
+            sampled=pso.TEACHER,
         ),
         "dreambooth": Row("DreamBooth, student", "dreambooth", POCKET, FULL, tuning=TRIED.format("3e-5, 1e-4, 3e-4")),
         "pso-eq6": Row(

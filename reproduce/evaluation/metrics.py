@@ -185,7 +185,7 @@ def _pocket_metrics(names: set[str], device, loaded: dict, reference: Reference 
         pictures = render([parse(prompt) for prompt in prompts for _ in range(count)], torch.Generator().manual_seed(1))
         return torch.cat([every["recall"].features(batch.to(device) / 255) for batch in pictures.split(256)])
 
-    for kind in ("precision", "recall"):
+    for kind in ("precision", "recall") if names & {"precision", "recall"} else ():
         every[kind] = PrecisionRecall(kind, lambda x: pooled(classifier, x), scenes)
     return {name: every[name] for name in names}
 

@@ -81,12 +81,14 @@ def at_scale(table: Table, scale: str) -> Table:
     """Return the table with the rows, and the settings of rows, that it has at this scale."""
 
     def there(rows: dict[str, Row | dict[str, Row]]) -> dict[str, Row]:
-        found = {name: row if isinstance(row, Row) else row.get(scale) for name, row in rows.items()}
-        return {
-            name: replace(row, settings=row.settings | getattr(row, scale), pocket={}, full={})
-            for name, row in found.items()
-            if row is not None
-        }
+        declared = {name: row if isinstance(row, Row) else row.get(scale) for name, row in rows.items()}
+        return {name: one(row) for name, row in declared.items() if row is not None}
+
+    def one(row: Row) -> Row:
+        sampled = row.sampled
+        if sampled and isinstance(sampled.steps, dict):
+            sampled = replace(sampled, steps=sampled.steps[scale])
+        return replace(row, settings=row.settings | getattr(row, scale), pocket={}, full={}, sampled=sampled)
 
     return replace(table, rows=there(table.rows), own=replace(table.own, starts=there(table.own.starts)))
 

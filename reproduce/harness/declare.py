@@ -36,7 +36,7 @@ class Sampled:
     """Sample a row from another model than the table's, in a way of its own: the teacher of a few-step generator."""
 
     models: dict[str, str]  # scale -> the model
-    steps: int
+    steps: int | dict[str, int]  # scale -> sampling steps; one number: at both
     guidance: dict[str, float]  # scale -> classifier-free guidance
     kernel: str = "ddim"
     eta: float = 0.0  # of DDIM
@@ -90,6 +90,9 @@ class Own:
     sections: Callable[[Table, dict | None], list[str]] | None = None  # (table, result) -> Markdown for the page
 
 
+PICTURES = {"pocket": 4, "full": 1}
+
+
 @dataclass(frozen=True)
 class Table:
     """Declare what a paper's table compares. A row that is another at full scale stands as {"pocket": .., "full": ..},
@@ -105,7 +108,7 @@ class Table:
     models: dict[str, str]  # scale -> the model that the rows start from
     teachers: dict[str, str]  # scale -> what samples the pairs of offline methods, or teaches one-step generators
     kernel: str | None = None  # for evaluation; None: the model's own sampler
-    pictures: dict[str, int] = field(default_factory=lambda: {"pocket": 4, "full": 1})  # scale -> of each prompt
+    pictures: dict[str, int] = field(default_factory=PICTURES.copy)  # scale -> of each prompt
     seeds: tuple[int, ...] = (0, 1, 2)
     note: str = ""  # for the page: what its metrics mean
     own: Own = Own()

@@ -3,8 +3,6 @@
 Its printed values are in pso_*.csv.
 """
 
-from dataclasses import replace
-
 from reproduce.harness.declare import Column, Prompts, Row, Sampled
 from reproduce.papers.claim import Pattern, TableClaims
 
@@ -23,23 +21,18 @@ BESIDE = {
     "diversity": Column("diversity", 3),
     "sharpness": Column("sharpness", 4),
 }
-TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=10, guidance={"pocket": 2.5, "full": 5.0})
+# 50 steps at full scale, as Tables 1 and 4 print; the text has 25.
+TEACHER = Sampled(
+    {"pocket": "pocket-teacher", "full": "sdxl"},
+    steps={"pocket": 10, "full": 50},
+    guidance={"pocket": 2.5, "full": 5.0},
+)
 TUNING = (
     "Table 2's lr, updates and batch, tried once: 16 updates of 16 pairs at training seed 7, scored on 24 training "
     "prompts; nothing was changed after"
 )
-
-
-def sampled_by_teacher(row: Row) -> dict[str, Row]:
-    """Return a row of the teacher at each scale: 10 steps of DDIM, and 50 at full scale, as Tables 1 and 4 print."""
-    return {
-        "pocket": replace(row, sampled=TEACHER),
-        "full": replace(row, sampled=replace(TEACHER, steps=50)),
-    }
-
-
 # The DPO'd teacher is a row of Table 1. Table 3 starts from it too, and trains it where Table 1 has not.
-DPO = sampled_by_teacher(Row("teacher, Diffusion-DPO", "diffusion-dpo", tuning=TUNING, runs="pso_table1"))
+DPO = Row("teacher, Diffusion-DPO", "diffusion-dpo", tuning=TUNING, sampled=TEACHER, runs="pso_table1")
 
 ALL = ("pickscore", "clipscore", "imagereward", "aesthetic")
 BOTH = ("pickapic", "parti")
@@ -108,16 +101,17 @@ CLAIMS = {
         "distribution to match the style”; “Directly adopting the DDPM [...] formulation and minimizing the "
         "diffusion objective [...] leads to blurry, degraded generation”. Asked of either weighting of Eq. 5. "
         "Nearer means a smaller distance to the style.",
-        patterns=tuple(
-            pattern
-            for name, row in (("pso", "pso"), ("exact", "pso-exact"))
-            for pattern in (
-                Pattern("base", row, "style-distance", "prompts", 4, f"{name}-nearer-than-base"),
-                Pattern("base", row, "style-distance-rise", "prompts", 4, f"{name}-nearer-on-the-way"),
-                Pattern("sft", row, "style-distance", "prompts", 4, f"{name}-nearer-than-sft"),
-                Pattern(row, "sft", "sharpness", "prompts", 4, f"{name}-sharper-than-sft"),
-                Pattern(row, "sft", "creature", "prompts", 4, f"{name}-recognised-above-sft"),
-            )
+        patterns=(
+            Pattern("base", "pso", "style-distance", "prompts", 4, "pso-nearer-than-base"),
+            Pattern("base", "pso", "style-distance-rise", "prompts", 4, "pso-nearer-on-the-way"),
+            Pattern("sft", "pso", "style-distance", "prompts", 4, "pso-nearer-than-sft"),
+            Pattern("pso", "sft", "sharpness", "prompts", 4, "pso-sharper-than-sft"),
+            Pattern("pso", "sft", "creature", "prompts", 4, "pso-recognised-above-sft"),
+            Pattern("base", "pso-exact", "style-distance", "prompts", 4, "exact-nearer-than-base"),
+            Pattern("base", "pso-exact", "style-distance-rise", "prompts", 4, "exact-nearer-on-the-way"),
+            Pattern("sft", "pso-exact", "style-distance", "prompts", 4, "exact-nearer-than-sft"),
+            Pattern("pso-exact", "sft", "sharpness", "prompts", 4, "exact-sharper-than-sft"),
+            Pattern("pso-exact", "sft", "creature", "prompts", 4, "exact-recognised-above-sft"),
         ),
     ),
     "pso_ablations": TableClaims(

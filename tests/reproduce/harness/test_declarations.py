@@ -1,0 +1,92 @@
+"""What holds of all tables as they are declared, at both scales."""
+
+import importlib
+
+import pytest
+
+from reproduce.harness.claims import PAPERS
+from reproduce.harness.command import at_scale
+from reproduce.harness.declare import SMOKE
+from reproduce.harness.rows import CONFIGS, row_of, start_of, trained_here
+from reproduce.recipes import SCALES, make_config, recipe
+from reproduce.training.methods import METHODS
+
+TABLES = {name: importlib.import_module(f"reproduce.{name}").TABLE for name in PAPERS}
+LONGER = {"distar-long"}  # rows that train longer than the others of their tables
+
+
+def config(row, scale, **more):
+    kind = CONFIGS[METHODS[row.method].loop]
+    needed = {"pairs": "x"} if kind is CONFIGS["offline"] else {}
+    needed |= {"teacher": "t"} if kind is CONFIGS["distill"] else {}
+    return make_config(kind, row.method, scale, **({"model": "m"} | needed | row.settings | more))
+
+
+def samples(made):
+    """Pictures that a run trains on: its own samples, or those of its pairs."""
+    if isinstance(made, CONFIGS["distill"]):
+        return made.batch * (made.updates * (1 + made.assistant_updates) + made.warmup)
+    return 2 * (made.rounds * made.pairs if isinstance(made, CONFIGS["online"]) else made.updates * made.batch)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_all_rows_of_a_table_train_on_as_many_samples(name):
+    for world in ({}, SMOKE.settings):
+        table = at_scale(TABLES[name], "pocket")
+        made = {
+            row: samples(config(about, "pocket", **world.get(about.method, {})))
+            for row, about in table.rows.items()
+            if about.method and row not in LONGER
+        }
+        assert len(set(made.values())) <= 1, made
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_that_are_evaluated_on_one_model_are_trained_in_one_way(name, scale):
+    """Their weights are loaded into the same network, one after the other."""
+    table = at_scale(TABLES[name], scale)
+    ways = {
+        (made.training, (made.rank, made.alpha) if made.training == "lora" else None, made.dtype)
+        for row in table.rows.values()
+        if row.method and not row.sampled
+        for made in [config(row, scale)]
+    }
+    assert len(ways) <= 1, ways
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_run_that_tables_share_is_declared_alike_in_each(scale):
+    found = {}
+    for table in (at_scale(table, scale) for table in TABLES.values()):
+        for name in (*table.rows, *table.own.starts):
+            row = row_of(table, name)
+            if row.runs:
+                models = (row.sampled.models if row.sampled else table.models)[scale]
+                about = (row.method, row.settings, row.seeds, models, start_of(table, name, 0))
+                assert found.setdefault((row.runs, name), about) == about, (table.name, name)
+    assert {folder for folder, _ in found} == {"distar", "pso_table1", "sdpo_table1"}
+    there = {("pso_table1", "dpo"), ("distar", "distar-long"), ("sdpo_table1", "sdpo-hps")}
+    assert there <= set(found)
+
+
+def test_a_table_trains_the_rows_whose_runs_are_its_own_or_its_papers():
+    trains = {
+        name: {trained_here(table, row) for row in at_scale(table, "pocket").rows.values() if row.method}
+        for name, table in TABLES.items()
+    }
+    assert {name for name, here in trains.items() if False in here} == {"sdpo_curves"}
+    assert trains["sdpo_curves"] == {False} and trains["sdpo_table3"] == set()
+
+
+def test_rows_declare_settings_that_their_loops_have():
+    for scale in SCALES:
+        for table in TABLES.values():
+            for row in at_scale(table, scale).rows.values():
+                if row.method:
+                    config(row, scale)
+                    assert recipe(row.method, scale)
+
+
+def test_smoke_has_sizes_for_every_method():
+    assert set(SMOKE.settings) == {"pairs", "targets", *METHODS}
