@@ -40,9 +40,8 @@ from reproduce.evaluation.cost import COSTS, sampling_cost
 from reproduce.evaluation.likeness import LIKENESS, load_likeness
 from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Frechet, Metric, load_metrics
 from reproduce.evaluation.scores import evaluate
-from reproduce.harness import target_pictures
+from reproduce.harness import targets
 from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
-from reproduce.harness.targets import read_targets
 from reproduce.recipes import make_config, recipe
 from reproduce.train_distill import DistillConfig
 from reproduce.train_offline import OfflineConfig
@@ -148,7 +147,7 @@ def load_table_metrics(
     if like:
         pictures = None
         if table.own.targets:
-            pictures = read_targets(target_pictures.build_targets(table, world, folder), model.image_size)
+            pictures = targets.read_targets(targets.table_targets(table, world, folder), model.image_size)
         found |= load_likeness(like, pictures, device, world.scale)
     return {name: found[name] for name in names}
 
@@ -240,7 +239,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     loop = METHODS[about.method].loop
     given = {"out": training_folder(work, row, seed), "seed": seed, "resume": True, "model": model_name(work, row)}
     if loop == "offline":
-        folders = target_pictures.folders(work, row, given["model"]) if table.own.targets else {}
+        folders = targets.folders(work, row, given["model"]) if table.own.targets else {}
         given |= folders or {"pairs": pair_config(work).out}
     elif world.training_prompts:
         given["prompts"] = world.training_prompts
@@ -295,7 +294,7 @@ def training_settings(work: Work, row: str, seed: int) -> dict:
     free = free_settings()
     found = {"training": {key: value for key, value in plain(config).items() if key not in free}}
     if METHODS[method].loop == "offline":
-        found["pairs"] = target_pictures.settings(work) if work.table.own.targets else pair_settings(work)
+        found["pairs"] = targets.settings(work) if work.table.own.targets else pair_settings(work)
     if start := start_of(work.table, row, seed):
         found["start"] = training_settings(work, *start)["training"]
     return found
@@ -393,7 +392,7 @@ def train(work: Work, row: str, seed: int) -> None:
     if isinstance(config, OfflineConfig):
         if work.table.own.targets:
             folders = {"pairs": config.pairs, "prior": config.prior}
-            target_pictures.build_samples(work, row, untrained_model(work, row), folders)
+            targets.build_samples(work, row, untrained_model(work, row), folders)
         else:
             make_pairs(work)
     loop = LOOPS[METHODS[config.method].loop]
@@ -413,9 +412,16 @@ def make_pairs(work: Work) -> None:
         if processes().is_main_process:
             write_json(note, made)
         processes().wait_for_everyone()
-    elif work.world.scale == "full" and not note.exists():
-        return  # brought along, such as Pick-a-Pic's
-    elif not note.exists() or json.loads(note.read_text()) != made:
+        return
+    if note.exists():
+        same = json.loads(note.read_text()) == made
+    elif work.world.scale == "full":  # brought along, such as Pick-a-Pic's own
+        same = True
+    else:  # by build_pairs.py
+        before = json.loads((config.out / "about.json").read_text())["config"]
+        asked = {key: value for key, value in plain(config).items() if key not in ("out", "threads")}
+        same = all(before.get(key) == value for key, value in asked.items())
+    if not same:
         raise ValueError(f"{config.out} was built with other settings or weights: remove it, or choose another --work")
 
 

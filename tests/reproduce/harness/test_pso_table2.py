@@ -102,6 +102,16 @@ def test_finished_runs_are_skipped_and_other_settings_refused(smoke, table, worl
         prepare(table, replace(world, settings=other), tmp_path)
 
 
+def test_pairs_that_the_command_built_are_taken_if_they_are_the_same(smoke, table, world, tmp_path):
+    _, work = prepare(table, world, tmp_path)
+    pairs = shutil.copytree(smoke / "runs" / "pairs", tmp_path / "runs" / "pairs")
+    (pairs / "settings.json").unlink()  # which the table writes, and build_pairs.py does not
+    table_runs.make_pairs(work)
+    other = world.settings | {"pairs": world.settings["pairs"] | {"count": 8}}
+    with pytest.raises(ValueError, match="pairs was built with other settings or weights: remove it"):
+        table_runs.make_pairs(replace(work, world=replace(world, settings=other)))
+
+
 def test_table_only_without_runs_says_not_run(tmp_path, capsys):
     command(TABLE, None, ["--table-only", "--work", str(tmp_path / "none"), "--out", str(tmp_path)])
     page = (tmp_path / "pso_table2.md").read_text()
