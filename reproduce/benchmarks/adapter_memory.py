@@ -10,22 +10,20 @@ activations are the same but for the adapters', and the ratio falls with the siz
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 
-from reproduce import (
-    plan,
-    train_distill,
-)
+from reproduce import train_distill
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.evaluation.cost import live_bytes, peak_bytes
-from reproduce.planner.distill_footprint import DistillFootprint
+from reproduce.planner.footprint import Footprint
+from reproduce.planner.report import meta_networks, meta_reward
 from reproduce.recipes import make_config
 
 MODES = ("full", "lora")
@@ -74,8 +72,9 @@ def measure(config: MemoryConfig, mode: str, batch: int, folder: Path) -> dict[s
     updates = train_distill.train(setup)
     next(updates)
     peak = peak_bytes(lambda: next(updates)) - before
-    counted = DistillFootprint(about, plan.distill_networks(replace(about)), len(setup.prompts), cuda=False)
-    planned = max(counted.peaks(batch, 1, config.gradient_checkpointing, batch).values())
+    reward = meta_reward(about.reward, about.scale)
+    counted = Footprint(about, meta_networks(about), reward, len(setup.prompts), cuda=False)
+    planned = max(counted.peaks(batch, 1, config.gradient_checkpointing).values())
     trained = sum(p.numel() for learner in setup.run.learners for p in learner.parameters)
     return {
         "training": mode,

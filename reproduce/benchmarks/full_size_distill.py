@@ -28,15 +28,13 @@ import tyro
 from fsalign_lib import twins
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.load import load
-from reproduce import (
-    plan,
-    train_distill,
-)
+from reproduce import train_distill
 from reproduce.benchmarks.full_size_gpu import PROMPTS, measure, random_model, random_reward
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain, write_json
 from reproduce.common.provenance import Clock, provenance
-from reproduce.planner.distill_footprint import DistillFootprint
+from reproduce.planner.footprint import Footprint
+from reproduce.planner.report import GB, meta_networks, meta_reward
 from reproduce.recipes import make_config
 
 BASES = {"one": ("sdxl", "sdxl"), "two": ("sdxl-dmd2-1step", "sdxl")}  # frozen networks -> student, teacher
@@ -114,7 +112,7 @@ def build(config: DistillGPUConfig, bases: str, micro: int, checkpointing: bool,
     if config.models == "tiny":
         return train_distill.prepare(about, student, teacher, lambda images, _: images.mean((1, 2, 3))), None
     setup = train_distill.prepare(about, student, teacher, random_reward(config.device, PROMPTS))
-    return setup, DistillFootprint(about, plan.distill_networks(about), len(PROMPTS))
+    return setup, Footprint(about, meta_networks(about), meta_reward(about.reward, about.scale), len(PROMPTS))
 
 
 def records(
@@ -123,12 +121,12 @@ def records(
     """Yield a record for each network's update. One that the card cannot hold says so."""
     found, cuda = [], config.device == "cuda"
     setup, counted = build(config, bases, micro, checkpointing, folder)
-    peaks = counted.peaks(micro, 1, checkpointing, 2 * micro) if counted else {}
+    peaks = counted.peaks(micro, 1, checkpointing) if counted else {}
     calls = {"assistant": train_distill.assistant_update, "student": train_distill.student_update}
     for name, call in calls.items():
         record = {"bases": bases, "update": name, "micro_batch": micro, "gradient_checkpointing": checkpointing}
         if peaks:
-            record["planned_gb"] = max(peaks[f"{name} update"], peaks[f"{name} step"]) / plan.GB
+            record["planned_gb"] = max(peaks[f"{name} update"], peaks[f"{name} step"]) / GB
         try:
             seconds, peak = measure(partial(call, setup, 0), config.repetitions, cuda)
         except torch.OutOfMemoryError:

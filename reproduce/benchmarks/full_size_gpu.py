@@ -31,15 +31,13 @@ from fsalign_lib import twins
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.load import load
 from fsalign_lib.twins import architectures
-from reproduce import (
-    plan,
-    train_online,
-)
+from reproduce import train_online
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import plain, write_json
 from reproduce.common.provenance import Clock, provenance
-from reproduce.planner.footprint import Footprint, Networks
+from reproduce.planner.footprint import Footprint
 from reproduce.planner.gpus import GPU, GPUS, named
+from reproduce.planner.report import GB, meta_networks, meta_reward
 from reproduce.recipes import make_config
 
 PROMPTS = ["a cat", "a dog on the moon", "two wolves", "a red rabbit"]
@@ -155,13 +153,13 @@ def build(config: GPUConfig, name: str, folder: Path) -> Bench:
         vae_slicing=True,
     )
     if name == "tiny":
-        model, reward, meta_reward = load(preset, torch.bfloat16), lambda images, _: images.mean((1, 2, 3)), None
+        model, reward, planned = load(preset, torch.bfloat16), lambda images, _: images.mean((1, 2, 3)), None
     else:
         model, reward = random_model(name, config.device, PROMPTS), random_reward(config.device, PROMPTS)
-        meta_reward = plan.meta_reward(run.reward, "full")
+        planned = meta_reward(run.reward, "full")
     setup = train_online.prepare(run, model, reward)
-    networks = Networks(plan.meta_model(run), meta_reward, run)
-    return Bench(name, setup, Footprint(run, networks, len(PROMPTS), cuda=config.device == "cuda"))
+    counted = Footprint(run, meta_networks(run), planned, len(PROMPTS), cuda=config.device == "cuda")
+    return Bench(name, setup, counted)
 
 
 def measure(call: Callable[[], Any], repetitions: int, cuda: bool) -> tuple[float, float | None]:
@@ -177,7 +175,7 @@ def measure(call: Callable[[], Any], repetitions: int, cuda: bool) -> tuple[floa
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    return statistics.median(times), torch.cuda.max_memory_allocated() / plan.GB if cuda else None
+    return statistics.median(times), torch.cuda.max_memory_allocated() / GB if cuda else None
 
 
 def step(bench: Bench, rows: int) -> None:
@@ -191,17 +189,16 @@ def step(bench: Bench, rows: int) -> None:
 
 def cases(config: GPUConfig, bench: Bench, checkpointing: bool) -> list[tuple[str, int, Callable, dict, int]]:
     """Yield what is measured: its name, its size, the call, its FLOPs by dtype, and the planner's peak in bytes."""
-    setup, footprint, networks = bench.setup, bench.footprint, bench.footprint.networks
-    fixed = sum(footprint.fixed.values())
-    update, _ = networks.update(checkpointing)
-    found = []
-    for rows in config.rows:
-        flops = {dtype: rows * value for dtype, value in update.flops_per_row.items()}
-        found.append(("step", rows, partial(step, bench, rows), flops, fixed + update.peak(rows)))
+    setup, footprint, found = bench.setup, bench.footprint, []
+    flops = footprint.flops(checkpointing)
+    for rows in config.rows:  # of the network: a step of a pair has two
+        share = rows / (2 * footprint.batch)
+        some = {dtype: share * value for dtype, value in flops["update"].items()}
+        planned = footprint.peaks(rows / 2, 1, checkpointing)["update"]
+        found.append(("step", rows, partial(step, bench, rows), some, planned))
     pairs = train_online.sample_pairs(setup, 0)
     logp_ref = train_online.reference_log_probs(setup, pairs)
     which, steps = next(train_online.minibatches(setup, pairs, 0))
-    flops = footprint.flops(checkpointing)
     for micro in config.micro_batches:
 
         def one_update(micro: int = micro) -> None:
@@ -211,8 +208,8 @@ def cases(config: GPUConfig, bench: Bench, checkpointing: bool) -> list[tuple[st
                 setup.run.backward(loss, diagnostics, rows)
             setup.run.step()
 
-        peaks = footprint.peaks(micro, 1, checkpointing, footprint.batch)
-        peak = max(peaks["update"], peaks["optimizer step"])
+        peaks = footprint.peaks(micro, 1, checkpointing)
+        peak = max(peaks["update"], peaks["step"])
         found.append(("update", micro, one_update, flops["update"], peak))
     rounds = train_online.train(setup)
     whole: dict[str, float] = {}
@@ -230,7 +227,7 @@ def benchmark(config: GPUConfig, gpu: GPU | None, bench: Bench) -> list[dict[str
         unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
         for what, batch, call, flops, planned in cases(config, bench, checkpointing):
             record = {"model": bench.name, "what": what, "batch": batch, "gradient_checkpointing": checkpointing}
-            record |= {"tflop": sum(flops.values()) / 1e12, "planned_gb": planned / plan.GB}
+            record |= {"tflop": sum(flops.values()) / 1e12, "planned_gb": planned / GB}
             try:
                 seconds, peak = measure(call, config.repetitions, cuda)
             except torch.OutOfMemoryError:
@@ -242,7 +239,7 @@ def benchmark(config: GPUConfig, gpu: GPU | None, bench: Bench) -> list[dict[str
             if gpu is not None:
                 record["mfu"] = sum(value / gpu.peak(dtype) for dtype, value in flops.items()) / seconds
             if peak is not None:
-                record |= {"peak_gb": peak, "planned_over_measured": planned / plan.GB / peak}
+                record |= {"peak_gb": peak, "planned_over_measured": planned / GB / peak}
             records.append(record)
             print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
     return records

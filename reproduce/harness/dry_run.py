@@ -7,19 +7,30 @@ from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.harness import targets
 from reproduce.harness.claims import claims_of
 from reproduce.harness.declare import Row, Table
-from reproduce.harness.rows import trained_here, uses_pairs
-from reproduce.recipes import describe, recipe
+from reproduce.harness.rows import CONFIGS, row_of, trained_here, uses_pairs
+from reproduce.planner.gpus import Machine
+from reproduce.planner.report import divisor, plan_rows, text
+from reproduce.recipes import describe, make_config, recipe
+from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
 
 
 def run(table: Table, scale: str) -> None:
     """Print a table, as it is at this scale (see command.at_scale)."""
     print(description(table, scale))
-    if scale == "full" and any(trained_here(table, row) for row in table.rows.values()):
-        from reproduce import plan  # which reads the tables
+    if scale == "full" and (rows := trained_rows(table, scale)):
+        machine = Machine(count=divisor(rows))
+        titles = {name: row.title for name, row in (table.own.starts | table.rows).items()}
+        print("\n" + text(machine, table.title, plan_rows(machine, rows), titles, len(table.seeds)))
 
-        print()
-        plan.run(plan.prepare(plan.PlanConfig(table=table.name, count=plan.divisor(table))))
+
+def trained_rows(table: Table, scale: str) -> dict[str, TrainConfig]:
+    """Return the settings of each row that this table trains, and of those that its rows start from."""
+    rows = {name: row for name, row in (table.own.starts | table.rows).items() if trained_here(table, row)}
+    return {
+        name: make_config(CONFIGS[METHODS[row.method].loop], row.method, scale, **own_settings(table, row, scale))
+        for name, row in rows.items()
+    }
 
 
 def description(table: Table, scale: str) -> str:
@@ -62,7 +73,7 @@ def own_settings(table: Table, row: Row, scale: str) -> dict:
     own = {"model": (row.sampled.models if row.sampled else table.models)[scale]} | row.settings
     if METHODS[row.method].loop != "distill":
         return own
-    trained = row.start and table.rows[row.start].method
+    trained = row.start and row_of(table, row.start).method
     start = f"the run of row {row.start}" if trained else None
     return {"teacher": table.teachers[scale], "start": start} | own
 

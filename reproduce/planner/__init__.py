@@ -1,1 +1,1 @@
-"""What a run takes of a GPU, counted before one is rented."""
+"""Plan training runs on GPUs: count a round of a loop on the meta device, and tell what fits and how long it takes."""

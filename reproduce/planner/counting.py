@@ -1,272 +1,212 @@
-"""FLOPs and memory of code that runs on the meta device: tensors with shapes and no values, on any machine, in seconds.
-
-`Meter` watches each operation. It adds up the FLOPs by torch's own formulas, and follows the bytes of every storage
-from its allocation to its release, so that what autograd keeps, what gradient checkpointing frees and makes again, and
-what is in use for a moment only, are all in the trace. The operations of a call do not depend on the batch size, and
-each allocates a + b * rows bytes: two calls give the trace, and its peak, at any batch size (`Trace`).
-
-What the meta device would do otherwise than a GPU is set right by `accelerated`.
-"""
+"""Count FLOPs and bytes of code that runs on the meta device: tensors with shapes and no values, on any machine."""
 
 import contextlib
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
-ROWS = (2, 4)  # not 1: at batch size 1 some copies are left out
+aten = torch.ops.aten
 # Their kernels change the layout of what they read and write, on GPUs (cuDNN) and CPUs (oneDNN): while one runs, a copy
 # of each of its tensors is counted, which is about the workspace that the CPU's takes.
-CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
+CONVOLUTIONS = (aten.convolution, aten.convolution_backward)
+INDEXING = (aten.index, aten.index_put, aten.index_put_)  # which take indices from the CPU
+# What autocast runs in half precision and in float32, of torch's lists for CUDA: those that these networks use.
+HALF, SINGLE = ("linear", "conv2d"), ("group_norm", "layer_norm", "softmax")
 
 
 class Meter(TorchDispatchMode):
-    """Bytes allocated and not yet freed after each operation, and FLOPs by dtype.
+    """Follows each storage from its allocation to its release, and counts FLOPs by torch's own formulas.
+
+    What autograd keeps, what gradient checkpointing frees and computes again, and what is in use for a moment only, are
+    all in the trace. Where a value decides what happens next, all is finite, and the first is the least; indices stay
+    on the CPU, where they have values.
 
     Args:
         known: tensors that were there before, such as weights; they and their views are not counted.
+        memory: results of earlier operations and calls, which meters of the same networks may share.
+
+    Attributes:
+        now: live bytes. trace: live bytes after each operation. flops: (part, dtype) -> FLOPs. part: the present one.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()):
+    def __init__(self, known: Iterable[Tensor] = (), memory: dict | None = None):
         super().__init__()
         self._kept = [tensor.untyped_storage() for tensor in known]  # alive, so that their addresses stay theirs
-        self._known = {storage._cdata for storage in self._kept}
-        self._live: dict[int, tuple[int, int]] = {}  # storage -> its bytes, the operation that made it
-        self.now, self.trace, self.flops, self.forward = 0, [], {}, 0
+        self._live = {storage._cdata: (0, 0) for storage in self._kept}  # storage -> its bytes, the operation's number
+        self._memory, self._idle = {} if memory is None else memory, False
+        self.now, self.part, self.trace, self.flops = 0, "", [], Counter()
 
-    def _hold(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known or key in self._live:
-            return
-        self._live[key] = (storage.nbytes(), len(self.trace))
-        self.now += storage.nbytes()
-        weakref.finalize(storage, self._drop, key)
+    def _hold(self, values: object) -> None:
+        for storage in (t.untyped_storage() for t in tensors_in(values) if t.is_meta):
+            if storage._cdata not in self._live:
+                self._live[storage._cdata] = (storage.nbytes(), len(self.trace))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._drop, storage._cdata)
 
     def _drop(self, key: int) -> None:
         self.now -= self._live.pop(key)[0]
 
     def born(self, tensor: Tensor) -> tuple[int, int]:
-        """Bytes of a tensor that was made under this meter, and the number of the operation that made it."""
+        """Return the bytes of a tensor that was made under this meter, and the number of the operation."""
         return self._live[tensor.untyped_storage()._cdata]
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if operation is torch.ops.aten._local_scalar_dense.default:
-            return False  # the only value that is asked for here: whether a prompt fills all its tokens
-        out = _call(operation, args, kwargs)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.is_meta:
-                self._hold(tensor)
-        used = self.now
-        if operation._overloadpacket in CONVOLUTIONS:
-            used += size(t for t in tree_leaves((args, out)) if isinstance(t, Tensor))
-        self.trace.append(used)
-        count = flop_registry.get(operation._overloadpacket)
-        if count is not None:
-            dtype = str(next(a.dtype for a in args if isinstance(a, Tensor))).removeprefix("torch.")
-            self.flops[dtype] = self.flops.get(dtype, 0) + count(*args, **kwargs, out_val=out)
+        kwargs, name = kwargs or {}, operation._overloadpacket
+        given, device = tensors_in((args, kwargs)), getattr(kwargs.get("device"), "type", None)
+        meta = any(t.is_meta for t in given)
+        if self._idle or not (meta or device == "meta"):
+            return operation(*args, **kwargs)
+        if name in (aten._local_scalar_dense, aten.equal):
+            return name is aten.equal
+        if name is aten._to_copy and device == "cpu":
+            return torch.zeros(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
+        if name is aten._to_copy and not (meta or given[0].is_floating_point()):
+            return given[0].clone()
+        if name is aten.argmin:
+            return torch.zeros(operation(*args, **kwargs).shape, dtype=torch.long)
+        if name not in INDEXING and not all(t.is_meta or t.ndim == 0 for t in given) and meta:
+            args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
+        return self._again(operation, partial(self._run, operation), *args, **kwargs)
+
+    def _run(self, operation, *args, **kwargs):
+        out, name = operation(*args, **kwargs), operation._overloadpacket
+        self._hold(out)
+        self.trace.append(self.now + (size(tensors_in((args, out))) if name in CONVOLUTIONS else 0))
+        if (count := flop_registry.get(name)) is not None:
+            dtype = str(tensors_in(args)[0].dtype).removeprefix("torch.")
+            self.flops[self.part, dtype] += count(*args, **kwargs, out_val=out)
+        return out
+
+    def call(self, key: object, function: Callable, *args, **kwargs):
+        """Return `function(*args, **kwargs)`, a network's; without gradient a call like an earlier one is not run.
+
+        Args:
+            key: tells what the result depends on beside the arguments' shapes.
+        """
+        if torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        return self._again(key, function, *args, **kwargs)
+
+    # On the meta device most operations are Python, a fifth of a millisecond each, and networks repeat them; an empty
+    # tensor takes a hundredth of that.
+    def _again(self, key: object, function: Callable, *args, **kwargs):
+        """Return what the function makes; where that is known to be new tensors of some shapes, empty ones."""
+        key, base, start = (key, _described((args, kwargs))), self.now, len(self.trace)
+        if key in self._memory:
+            blank, used, spent = self._memory[key]
+            self._hold(out := self._make(blank))
+            self.trace += [base + n for n in used]
+            self.flops.update({(self.part, dtype): n for dtype, n in spent.items()})
+            return out
+        before = Counter(self.flops)
+        out = function(*args, **kwargs)
+        given, made, blank = tensors_in((args, kwargs)), [t.untyped_storage() for t in tensors_in(out)], _blank(out)
+        old, sizes = {t.untyped_storage()._cdata for t in given}, {s._cdata: s.nbytes() for s in made}
+        # Not views, neither of what was given nor of each other, with no more memory than the elements take; and not
+        # what depends on a mask that has values.
+        blanks = [t.untyped_storage().nbytes() for t in tensors_in(self._make(blank))]
+        if (
+            old.isdisjoint(sizes)
+            and [*sizes.values()] == blanks
+            and all(t.is_meta or t.dtype.itemsize > 1 for t in given)
+        ):
+            spent = {dtype: n for (_, dtype), n in (self.flops - before).items()}
+            self._memory[key] = blank, [used - base for used in self.trace[start:]], spent
+        return out
+
+    def _make(self, blank: Callable[[], object]) -> object:
+        self._idle = True
+        out = blank()
+        self._idle = False
         return out
 
 
-# Operation and what it was given -> what it gave. On the meta device most operations are Python, a fifth of a
-# millisecond each, and networks repeat them; an empty tensor takes a hundredth of that.
-_known_results: dict[tuple, Callable[[], object]] = {}
-
-
-def _call(operation, args: tuple, kwargs: dict) -> object:
-    """`operation(*args, **kwargs)`; where that would be new tensors of shapes that are known, empty ones."""
-    if operation._schema.is_mutable:
-        return operation(*args, **kwargs)
-    key = (operation, _described(args), _described(tuple(kwargs.items())))
-    if key in _known_results:
-        return _known_results[key]()
-    out = operation(*args, **kwargs)
-    again = _maker(out)
-    before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-    storages = [t.untyped_storage() for t in tree_leaves(out) if isinstance(t, Tensor)]
-    new = {storage._cdata for storage in storages} - before
-    copies = [t.untyped_storage().nbytes() for t in tree_leaves(again()) if isinstance(t, Tensor)]
-    # Not views, neither of what was given nor of each other, and no more memory than the elements take.
-    if len(new) == len(storages) and copies == [storage.nbytes() for storage in storages]:
-        _known_results[key] = again
-    return out
-
-
 def _described(value: object) -> tuple:
-    """Hashable, and equal for what an operation on the meta device cannot tell apart."""
+    """Return what is hashable, and equal for what an operation on the meta device cannot tell apart."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, (list, tuple)):
         return tuple(map(_described, value))
+    if isinstance(value, dict):
+        return tuple((name, _described(item)) for name, item in value.items())
     return type(value), value  # 1, 1.0 and True are equal otherwise
 
 
-def _maker(value: object) -> Callable[[], object]:
-    """A function that makes such values, tensors without their numbers."""
-    if isinstance(value, Tensor):
-        shape, stride, about = value.shape, value.stride(), {"dtype": value.dtype, "device": value.device}
-        return lambda: torch.empty_strided(shape, stride, **about)
-    if isinstance(value, (list, tuple)):
-        kind, parts = type(value), [_maker(part) for part in value]  # the function must not keep the tensors alive
-        return lambda: kind(part() for part in parts)
-    return lambda: value
+def _blank(value: object) -> Callable[[], object]:
+    """Return a function that makes such values, tensors without their numbers; it keeps no tensor alive."""
+    leaves, spec = tree_flatten(value)
+    parts = [(t.shape, t.stride(), t.dtype, t.device) if isinstance(t, Tensor) else (None, t, 0, 0) for t in leaves]
+
+    def make() -> object:
+        new = [b if a is None else torch.empty_strided(a, b, dtype=c, device=d) for a, b, c, d in parts]
+        return tree_unflatten(new, spec)
+
+    return make
 
 
 @contextlib.contextmanager
-def accelerated(autocast: torch.dtype | None = None, only: Sequence[nn.Module] = ()) -> Iterator[Callable[[], None]]:
-    """Attention by the kernels of a GPU, which keep no attention matrix; and, if asked, autocast to half precision.
+def accelerated(autocast: torch.dtype | None = None, networks: Sequence[nn.Module] = ()) -> Iterator[None]:
+    """Compute attention by a GPU's kernels, which keep no attention matrix; and, if asked, networks under autocast.
 
-    On the meta device attention falls back to a matrix product and a softmax, and autocast does nothing. The functions
-    that are run in half precision and in float32 are those of torch's lists for CUDA that these networks use.
-
-    Args:
-        only: the networks that autocast is for, as the launcher wraps them; none: all that is called. What they
-            compute again in the backward, a part at a time, is cast as it was.
-
-    Yields:
-        what to call when the forward is over: until then autocast keeps its copy of each weight.
+    On the meta device attention falls back to a matrix product and a softmax, and autocast does nothing. What networks
+    compute again in the backward, a part at a time, is cast as it was.
     """
-    copies: dict[nn.Parameter, Tensor] | None = {}
-    inside = 0 if only else 1  # calls of `only` and its parts that are under way
-    parts = [part for network in only for part in network.modules()]
+    copies: dict[nn.Parameter, Tensor] = {}  # of weights, until the network's forward is over
+    inside = 0  # calls of networks and their parts that are under way
 
-    def enter(change: int) -> Callable[..., None]:
-        def hook(*_) -> None:
-            nonlocal inside
-            inside += change
+    def enter(change: int) -> None:
+        nonlocal inside
+        inside += change
+        if not inside:
+            copies.clear()
 
-        return hook
-
-    def cast(value, dtype: torch.dtype):
+    def cast(value: object, dtype: torch.dtype) -> object:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
             return value
-        if copies is None or not (isinstance(value, nn.Parameter) and value.requires_grad):
-            return value.to(dtype)
-        if value not in copies:
-            copies[value] = value.to(dtype)
-        return copies[value]
+        if isinstance(value, nn.Parameter) and value.requires_grad:
+            return copies[value] if value in copies else copies.setdefault(value, value.to(dtype))
+        return value.to(dtype)
 
     def casting(function: Callable, dtype: torch.dtype) -> Callable:
         def run(*args, **kwargs):
-            if not inside:
-                return function(*args, **kwargs)
-            return function(
-                *(cast(value, dtype) for value in args), **{name: cast(value, dtype) for name, value in kwargs.items()}
-            )
+            if inside:
+                args, kwargs = tree_map(lambda value: cast(value, dtype), (args, kwargs))
+            return function(*args, **kwargs)
 
         return run
 
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)[0]
+        return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)[0]
 
-    def forget() -> None:
-        nonlocal copies
-        copies = None
-
-    changed = {"scaled_dot_product_attention": attention}
+    changed, hooks = {"scaled_dot_product_attention": attention}, []
     if autocast:
         changed = {"scaled_dot_product_attention": casting(attention, autocast)}
-        changed |= {name: casting(getattr(F, name), autocast) for name in ("linear", "conv2d")}
-        changed |= {name: casting(getattr(F, name), torch.float32) for name in ("group_norm", "layer_norm", "softmax")}
-    before = {name: getattr(F, name) for name in changed}
-    hooks = [part.register_forward_pre_hook(enter(1)) for part in parts]
-    # always: computing again ends with an exception, at the last tensor that the backward waits for.
-    hooks += [part.register_forward_hook(enter(-1), always_call=True) for part in parts]
-    try:
-        for name, function in changed.items():
-            setattr(F, name, function)
-        yield forget
-    finally:
-        for name, function in before.items():
-            setattr(F, name, function)
-        for hook in hooks:
-            hook.remove()
+        changed |= {name: casting(getattr(F, name), autocast) for name in HALF}
+        changed |= {name: casting(getattr(F, name), torch.float32) for name in SINGLE}
+        for part in {part for network in networks for part in network.modules()}:
+            hooks.append(part.register_forward_pre_hook(lambda *_: enter(1)))
+            # always: computing again ends with an exception, at the last tensor that the backward waits for.
+            hooks.append(part.register_forward_hook(lambda *_: enter(-1), always_call=True))
+    with mock.patch.multiple(F, **changed):
+        yield
+    for hook in hooks:
+        hook.remove()
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What a call takes at any batch size, from what it took at two."""
-
-    rows: tuple[int, int]
-    bytes: tuple[Tensor, Tensor]  # live after each operation, (operations,) each
-    flops_per_row: dict[str, float]  # dtype -> FLOPs
-    forward: int  # operations of the forward
-
-    def peak(self, rows: int) -> int:
-        """The most bytes that the call holds at once, over what was there before."""
-        return max(0, int(self._at(rows).max()))
-
-    def kept(self, rows: int) -> int:
-        """The bytes that wait for the backward when the forward is over."""
-        return int(self._at(rows)[self.forward - 1])
-
-    def _at(self, rows: int) -> Tensor:
-        low, high = self.rows
-        return self.bytes[0] + (self.bytes[1] - self.bytes[0]) / (high - low) * (rows - low)
-
-
-def trace(
-    call: Callable[[int], object],
-    known: Iterable[Tensor],
-    autocast: torch.dtype | None = None,
-    only: Sequence[nn.Module] = (),
-) -> Trace:
-    """Meter `call(rows)`, which works on the meta device; `autocast` and `only` are those of `accelerated`."""
-    meters = [_meter(call, rows, known, autocast, only) for rows in ROWS]
-    return _join(meters, [meter.trace for meter in meters])
-
-
-def trace_backward(
-    loss: Callable[[int], Tensor],
-    parameters: list[nn.Parameter],
-    known: Iterable[Tensor],
-    autocast: torch.dtype | None = None,
-    only: Sequence[nn.Module] = (),
-) -> tuple[Trace, Trace]:
-    """Meter forward and backward of `loss(rows)`: with no gradient there before, and with all of them there (which is
-    how later micro-batches find it; the gradients are then part of the trace from its start)."""
-    meters, first, later = [], [], []
-    for rows in ROWS:
-        meter = _meter(loss, rows, known, autocast, only, backward=True)
-        meters.append(meter)
-        gradients = torch.zeros(len(meter.trace) + 1, dtype=torch.float64)
-        for p in parameters:
-            size, operation = meter.born(p.grad)
-            gradients[operation + 1] += size
-            p.grad = None
-        bytes_ = torch.tensor(meter.trace, dtype=torch.float64)
-        first.append(bytes_)
-        # A gradient that is added to another is freed at once; one that is the first of its weight stays.
-        later.append(bytes_ - gradients.cumsum(0)[:-1] + gradients.sum())
-    return _join(meters, first), _join(meters, later)
-
-
-def _meter(call, rows: int, known, autocast, only, backward: bool = False) -> Meter:
-    meter = Meter(known)
-    with accelerated(autocast, only) as forward_is_over, meter:
-        out = call(rows)
-        forward_is_over()
-        meter.forward = len(meter.trace)
-        if backward:
-            out.backward()
-    return meter
-
-
-def _join(meters: list[Meter], traces: list) -> Trace:
-    low, high = (torch.as_tensor(t, dtype=torch.float64) for t in traces)
-    if len(low) != len(high):
-        raise RuntimeError(f"{len(low)} operations at {ROWS[0]} rows and {len(high)} at {ROWS[1]}: nothing can be said")
-    flops = {dtype: count / ROWS[1] for dtype, count in meters[1].flops.items()}
-    return Trace(ROWS, (low, high), flops, meters[1].forward)
+def tensors_in(values: object) -> list[Tensor]:
+    """Return the tensors of nested tuples, lists and dictionaries."""
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 
 def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of some tensors, each storage once."""
+    """Return the bytes of some tensors, each storage once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())

@@ -1,287 +1,341 @@
-"""What a training run takes of a device: bytes in each phase, FLOPs in each round, counted on the meta device.
+"""Count what a training run takes of a device: bytes in each phase, FLOPs in each round.
 
-The phases are those of the loops. `train_online`: sample a round's pairs (rollout, decode and reward), the reference's
-log-probs, before the first update a look at the ratio, the update by micro-batches, the optimizer's step.
-`train_offline`: encode the pairs' pictures, the update with the reference's forward inside it, the optimizer's step.
+The loop's own round runs on the meta device, on a stand-in for its run that marks where the work on some rows begins
+and ends. It runs at two batch sizes. Its operations are the same at both, and each allocates a + b * rows bytes, which
+gives the trace, and its peak, at any batch size.
 """
 
-from collections.abc import Callable
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain, pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fsalign_lib.kernels import Kernel
+from fsalign_lib.losses.preference import pso_weights
 from fsalign_lib.models.conditioning import Cond
 from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.student_teacher import build_trio
+from reproduce import train_distill, train_offline, train_online
 from reproduce.data.latents import BATCHES
-from reproduce.planner.counting import Trace, size, trace, trace_backward
-from reproduce.train_offline import OfflineConfig
-from reproduce.train_online import STEPS_AT_ONCE, OnlineConfig
+from reproduce.planner.counting import Meter, accelerated, size
 from reproduce.training.config import KEPT_PROMPTS, TrainConfig
-from reproduce.training.methods import METHODS, sums_steps
+from reproduce.training.ema import Average
+from reproduce.training.methods import METHODS
 from reproduce.training.run import training_kernel
 
 AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-Flops = dict[str, float]  # dtype -> FLOPs
+ROWS = 2, 4  # not 1: at batch size 1 some copies are left out
+START = "renoise", (399,)  # of a generator whose start is not at hand; its time does not matter for what it takes
+# Settings that a round's operations do not depend on, or only by their numbers; batch sizes are those of ROWS.
+ALIKE = {"out": Path(), "seed": 0, "rounds": 9, "updates": 9, "micro_batch": None, "rollout_batch": None, "warmup": 0}
+ALIKE |= {"mixed_steps": (), "halves_every": None}
+
+
+class MetaRun(Meter):
+    """Stands in for `reproduce.training.run.Run` in one round, of which each learner's first update is traced, whole.
+
+    Attributes:
+        spans: (operation, live bytes, what) in order: from there on bytes grow with the rows of "share", a learner's
+            micro-batch, or the "whole" batch. asked: learner -> rows of all its updates; first: of the traced one.
+        births: (operation, bytes) of gradients.
+    """
+
+    start = 1  # not 0, whose warm-up is no part of other rounds
+
+    def __init__(self, learners: dict[str, list[nn.Parameter]], *args):
+        super().__init__(*args)
+        self.learners, self.spans, self.births = learners, [(0, 0, "whole")], []
+        self.asked, self.first = Counter(), {}
+
+    def _enter(self, what: str) -> None:
+        self.spans.append((len(self.trace), self.now, what))
+
+    def share(self, rows: Tensor) -> Tensor:
+        self._enter("share")
+        return rows
+
+    def gather(self, values: Tensor) -> Tensor:
+        self._enter("whole")
+        return values
+
+    def micro_batches(self, prompts: Sequence[str], number: int, which: int = 0) -> Iterator[Tensor]:
+        name = [*self.learners][which]
+        self.asked[name] += len(prompts)
+        if name in self.first:
+            return
+        self.first[name], self.part = len(prompts), name
+        for p in chain(*self.learners.values()):
+            p.requires_grad_(any(p is q for q in self.learners[name]))
+        self._enter(name)
+        yield torch.arange(len(prompts))
+        self.births += [self.born(p.grad)[::-1] for p in self.learners[name]]
+        self._enter("whole")
+
+    def backward(self, loss: Tensor, diagnostics: dict[str, Tensor], rows: Tensor) -> None:
+        loss.backward()
+        self.means = {"loss": loss.detach(), "gradient": loss.detach()} | diagnostics
+
+    def step(self) -> dict[str, Tensor]:
+        for p in chain(*self.learners.values()):
+            p.grad = None
+        return dict(self.means)
+
+    def record(self, *_) -> None:
+        pass
 
 
 class Networks:
-    """The networks of a run, and what a call of each takes; several runs may share them.
+    """Hold a run's networks on the meta device, and traces of rounds; runs that train them alike may share them.
 
     Args:
-        model: on the meta device, in the precision of the run; it is made trainable here.
-        reward: what scores pictures, on the meta device; None: none, or one that takes no memory worth counting.
+        model: in the precision of the run; it is made trainable here.
+        teacher: of a distillation; the model itself, where the student starts from the teacher's weights.
+
+    Attributes:
+        learners: what learns -> its parameters. bytes: what is held -> its bytes. cond: of one prompt.
     """
 
-    def __init__(self, model: LatentModel, reward: Callable | None, config: TrainConfig):
-        self.model, self.reward = model, reward
-        self.autocast = AUTOCAST[config.mixed_precision]
-        self.bytes = {"UNet": weights(model.unet), "VAE": weights(model.vae)}
-        self.bytes["text encoders"] = sum(map(weights, model.text.modules))
-        if isinstance(reward, nn.Module):
-            self.bytes["reward"] = weights(reward)
-        if config.training == "lora":
-            with torch.device("meta"):
-                model.add_lora(config.rank, config.alpha)
-        else:
-            model.train_all_weights()
-            self.bytes["reference copy"] = self.bytes["UNet"]
-        if isinstance(config, OfflineConfig) and not model.embeds_guidance:
-            model.guidance_scale = 1.0  # as train_offline has it
-        if model.guidance_scale != 1 and not model.embeds_guidance:
-            model.null(1)  # encoded once in a run, so in no trace
-        self.trained = list(model.trained_parameters().values())
-        if config.training == "lora":
-            self.bytes["adapters"] = size(self.trained)
+    def __init__(self, config: TrainConfig, model: LatentModel, teacher: LatentModel | None = None):
+        c, self.learners = config, {}
+        self.memory, self.rounds, self.runs = {}, {}, 0
+        with torch.device("meta"):
+            if teacher is not None:  # on the meta device networks of one shape have one fingerprint: names tell them
+                model.fingerprint, teacher.fingerprint = model.name, teacher.name
+                self.trio = build_trio(model, teacher, c.training, c.rank, c.alpha, c.seed)
+                model = self.trio.student
+                model.kernel, model.timesteps = (model.kernel, model.timesteps) if model.timesteps else START
+            elif c.training == "lora":
+                model.add_lora(c.rank, c.alpha)
+            else:
+                model.train_all_weights()
+        if c.loop == "offline" and not model.embeds_guidance:
+            model.guidance_scale = 1.0
+        self.model, self.models = model, [model]
+        self.learners = {"update": [*model.trained_parameters().values()]}
+        if teacher is not None:
+            self.models, names = [model, self.trio.assistant, self.trio.teacher], ("student update", "assistant update")
+            self.learners = {n: [*m.trained_parameters().values()] for n, m in zip(names, self.models, strict=False)}
+        self.networks = [*{id(m.unet): m.unet for m in self.models}.values()]
+        modules = [*self.networks, model.vae, *model.text.modules]
+        trained = size(chain(*self.learners.values()))
+        self.bytes = {"adapters": trained} if c.training == "lora" else {}
+        if model.frozen_copy is not None:
+            self.bytes["reference copy"] = weights(model.frozen_copy)
+        self.bytes["networks"] = sum(map(weights, self.networks)) - self.bytes.get("adapters", 0)
+        self.bytes |= {"VAE": weights(model.vae), "text encoders": sum(map(weights, model.text.modules))}
         self.cond: Cond = model.encode_prompts(["a prompt"])
-        parts = (model.unet, model.vae, *model.text.modules, model.frozen_copy, reward)
-        modules = [part for part in parts if isinstance(part, nn.Module)]
-        self.known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        self.known += tensors(self.cond)
-        # A trace takes a second or more, so each is made when it is asked for, and once.
-        self.forward, self.update = cache(self._forward), cache(self._update)
-        self.decode, self.encode, self.score = cache(self._decode), cache(self._encode), cache(self._score)
+        for m in self.models:
+            m.schedule.nearest_t(1.0)  # levels that a schedule computes once, so in no trace
+            m.network = partial(self._network, m, m.unet)
+            m.frozen_copy = m.frozen_copy and partial(self._network, m, m.frozen_copy)
+        self.known = [*chain(*map(held, modules)), *tensors(self.cond), *tensors(self.models[-1].null(1))]
+        model.decode = partial(self._part, "decode", None, model.decode)
+        model.vae._decode, model.vae._encode = (partial(self._slice, f) for f in (model.vae._decode, model.vae._encode))
 
-    def _predict(self, rows: int) -> Tensor:
-        x = torch.empty(rows, *self.model.latent_shape, device="meta")
-        t = torch.empty(rows, dtype=torch.long, device="meta")
-        return self.model.predict_eps(x, t, self.cond.repeat_interleave(rows, 0))
+    def _part(self, name: str, key: object, function: Callable, *args, **kwargs):
+        """Call a part of the networks; outside of updates its FLOPs go by its name."""
+        if self.run.part not in self.learners:
+            self.run.part = name
+        return self.run.call((name, key), function, *args, **kwargs)
 
-    def _forward(self) -> Trace:
-        """Without gradient; the reference is taken to be the policy's equal, though it lacks the adapters' products."""
-        with torch.no_grad():
-            return trace(self._predict, self.known, self.autocast)
+    def _network(self, model: LatentModel, network: nn.Module, *args, **kwargs):
+        part = "reference" if model._in_reference else "rollout"
+        return self._part(part, (id(network), model.adapters.active), network, *args, **kwargs)
 
-    def _update(self, checkpointing: bool) -> tuple[Trace, Trace]:
-        """Forward and backward, in a minibatch's first micro-batch and in a later one."""
-        unet = self.model.unet
-        unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()
-        return trace_backward(lambda rows: self._predict(rows).square().mean(), self.trained, self.known, self.autocast)
+    def _slice(self, function: Callable, pictures: Tensor, **kwargs):
+        """Encode or decode; the slices after the first leave no mark in the trace, which must not grow with them."""
+        key, start = (function, pictures.shape, torch.is_grad_enabled()), len(self.run.trace)
+        out = self.run.call(key, function, pictures, **kwargs)
+        if self.model.vae.use_slicing and key in self.sliced:
+            del self.run.trace[start:]
+        self.sliced.add(key)
+        return out
 
-    def _decode(self) -> Trace:
-        def call(rows: int) -> Tensor:
-            return self.model.decode(torch.empty(rows, *self.model.latent_shape, device="meta"))
+    def round(self, config: TrainConfig, reward: nn.Module | None, many_prompts: bool, checkpointing: bool):
+        """Trace a round at both sizes, or find the traces of settings that differ in numbers alone."""
+        alike = {k: v for k, v in ALIKE.items() if not isinstance(getattr(config, k, ""), str)}
+        config = replace(config, gradient_checkpointing=checkpointing, **alike)
+        kinds = {k: v if v in (0, 1) or not isinstance(v, (float, Path)) else type(v) for k, v in vars(config).items()}
+        key = repr((kinds, many_prompts, id(reward)))
+        if key not in self.rounds:
+            self.rounds[key] = Round(*(self._trace(config, reward, many_prompts, rows) for rows in ROWS))
+        return self.rounds[key]
 
-        with torch.no_grad():
-            return trace(call, self.known)
+    def _trace(self, config: TrainConfig, reward: nn.Module | None, many_prompts: bool, rows: int) -> MetaRun:
+        """Run a round of so many pairs, or rows of a batch, set up as the loop's `prepare` does it."""
+        for network in (*self.networks, self.model.vae):
+            network.disable_gradient_checkpointing()
+        for model in self.models if config.gradient_checkpointing else ():
+            model.checkpoint_gradients()
+        sizes = ("pairs", "minibatch") if config.loop == "online" else ("batch",)
+        c, cond = replace(config, **dict.fromkeys(sizes, rows)), self.cond.repeat_interleave(rows, 0)
+        known = (*self.known, *tensors(cond), *(held(reward) if reward else ()))
+        self.run = run = MetaRun(self.learners, known, self.memory)
+        self.sliced = set()
+        self.runs += 1  # a reward encodes each prompt once
+        prompts, kept = [f"prompt {i} of run {self.runs}" for i in range(rows)], None if many_prompts else cond
+        self.model.vae.use_slicing = c.vae_slicing and c.loop != "distill"  # with a graph it saves next to nothing
 
-    def _pictures(self, rows: int) -> Tensor:
-        return torch.empty(rows, 3, self.model.image_size, self.model.image_size, device="meta")
+        def score(pictures: Tensor, prompts: list[str]) -> Tensor:
+            if reward is None:
+                return pictures[:, 0, 0, 0]
+            return self._part("reward", (id(reward), len(prompts)), lambda some: reward(some, prompts), pictures)
 
-    def _encode(self) -> Trace:
-        return trace(lambda rows: self.model.encode(self._pictures(rows)), self.known)
+        kernel = training_kernel(c, self.model) if c.loop != "distill" else self.model.sampler(1)
+        if c.loop == "online":
+            advantages = (lambda returns, _: returns) if c.normalize else None
+            setup = train_online.Setup(c, self.model, score, prompts, kept, kernel, run, advantages)
+            rounds = train_online.train(setup)
+        elif c.loop == "offline":
+            needs, shape = METHODS[c.method].needs, self.model.latent_shape
+            latents, prior = torch.empty(rows, 1 + ("losers" in needs), *shape), torch.empty(rows, 1, *shape)
+            weight = pso_weights(kernel, c.eq5_weights) if "own samples" in needs else None
+            more = weight, (prior, cond) if c.prior else None
+            rounds = train_offline.train(train_offline.Setup(c, self.model, prompts, latents, kept, kernel, run, *more))
+        else:
+            average = Average(self.model, c.ema, c.ema_ramp)
+            scored = score if c.reward and c.reward_scale else None
+            setup = train_distill.Setup(c, self.trio, scored, prompts, kept, kernel, run, average)
+            rounds = train_distill.train(setup)
+        with accelerated(AUTOCAST[c.mixed_precision], self.networks), run:
+            next(rounds)
+        return run
 
-    def _score(self) -> Trace:
-        def call(rows: int) -> Tensor:
-            prompts = [f"{rows} rows, prompt {i // 2}" for i in range(rows)]  # the two of a pair share theirs
-            return self.reward(self._pictures(rows), prompts)
+    def encode(self, pictures: int, slicing: bool) -> int:
+        """Return the peak of bytes while so many pictures are encoded."""
+        self.run, self.sliced, self.model.vae.use_slicing = Meter(self.known), set(), slicing
+        with accelerated(), self.run:
+            self.model.encode(torch.empty(pictures, 3, *[self.model.image_size] * 2, device="meta"))
+        return max(self.run.trace)
 
-        with torch.no_grad():
-            return trace(call, self.known)
+
+class Round:
+    """Hold a round at any batch size, from traces at two; sizes are pairs, offline and in distillation rows of a batch.
+
+    Attributes:
+        rows: learner -> rows of an update for each pair. updates: learner -> how many times these are updated.
+        flops: (part, dtype) -> FLOPs for each pair.
+    """
+
+    def __init__(self, low: MetaRun, high: MetaRun):
+        if len(low.trace) != len(high.trace):
+            raise RuntimeError(
+                f"a round has {len(low.trace)} operations, a larger {len(high.trace)}: it cannot be planned"
+            )
+        self.bytes = line(torch.tensor(low.trace, dtype=torch.float64), torch.tensor(high.trace, dtype=torch.float64))
+        self.rows = {learner: n / ROWS[0] for learner, n in low.first.items()}
+        self.updates = {learner: n / low.first[learner] for learner, n in low.asked.items()}
+        self.flops = {key: line(low.flops[key], n)[1] for key, n in high.flops.items()}
+        # With all gradients there before: one that is added to another is freed at once.
+        self.there = torch.zeros(len(low.trace) + 1, dtype=torch.float64)
+        for operation, n in low.births:
+            self.there[operation + 1] += n
+        ends = [(len(run.trace), run.now, "") for run in (low, high)]
+        both = zip((*low.spans, ends[0]), (*high.spans, ends[1]), strict=True)
+        self.spans = [
+            (slice(a, b), what, line(live, live_high), line(after - live, after_high - live_high)[1])
+            for ((a, live, what), (_, live_high, _)), ((b, after, _), (_, after_high, _)) in pairwise(both)
+            if a < b
+        ]
+
+    def peaks(self, micro: int, rollout: int, pairs: int, share: int, later: bool) -> dict[str, int]:
+        """Return phase -> peak of bytes, without those that are there all the time.
+
+        Args:
+            micro: rows of an update in a forward and backward. later: another micro-batch made gradients before it.
+            rollout: pairs sampled at a time. pairs: of the round, on all processes; share: on this one.
+        """
+        found: dict[str, int] = {}
+        for span, what, live, grown in self.spans:
+            rows = {"whole": pairs, "share": rollout}.get(what) or micro / self.rows[what]
+            base = live[0] + live[1] * pairs - (live[0] + live[1] * rows)
+            if what == "share":
+                base += max(0, grown) * (share - rollout)  # what came of those sampled before
+            there = self.bytes[0][span] + self.bytes[1][span] * rows + base
+            if later and what in self.rows:
+                there = there + self.there[span].sum() - self.there[span].cumsum(0)
+            name = what if what in self.rows else "sampling"
+            found[name] = max(found.get(name, 0), int(there.max()))
+        return found
 
 
 class Footprint:
-    """A configuration on one of `processes` devices.
+    """Count a configuration on one of `processes` devices.
 
     Args:
+        reward: what scores pictures; None: none, or one that takes no memory worth counting.
         prompts: whose embeddings stay on the device; offline, pairs, whose prompts do.
         cuda: AdamW works on all weights at once there, and on one after the other on a CPU.
 
     Attributes:
-        fixed: part -> bytes that are there all the time. kernel: the sampler.
+        fixed: part -> bytes that are there all the time. batch: rows of an update, on all processes.
+        rounds: how often the FLOPs are spent.
     """
 
-    def __init__(
-        self, config: TrainConfig, networks: Networks, prompts: int = 4000, processes: int = 1, cuda: bool = True
-    ):
-        self.config, self.networks, self.cuda = config, networks, cuda
-        self.needs = METHODS[config.method].needs
-        self.kernel: Kernel = training_kernel(config, networks.model)
-        self.gradients = size(networks.trained)
-        self.latent = 4 * torch.Size(networks.model.latent_shape).numel()
-        self.fixed = {part: n for part, n in networks.bytes.items() if part != "reward" or self.online}
-        self.fixed["optimizer"] = moments(networks.trained, config.optimizer)
+    def __init__(self, config, networks, reward=None, prompts: int = 4000, processes: int = 1, cuda: bool = True):
+        self.config, self.networks, self.reward, self.processes, self.cuda = config, networks, reward, processes, cuda
+        online, trained = config.loop == "online", [*chain(*networks.learners.values())]
+        self.pairs, self.rounds = (config.pairs, config.rounds) if online else (config.batch, config.updates)
+        self.many_prompts = not online and prompts > KEPT_PROMPTS
+        self.fixed = networks.bytes | {"reward": weights(reward)} if reward else dict(networks.bytes)
+        self.fixed["optimizer"] = sum(moments(p, config.optimizer) for p in trained)
+        if config.loop == "distill":
+            self.fixed["average"] = size(networks.learners["student update"])
         if processes > 1:
-            self.fixed["gradient buckets"] = self.gradients
-        embedding = size(tensors(networks.cond))
-        if self.online or prompts <= KEPT_PROMPTS:
-            self.fixed["prompts"] = prompts * 2 * embedding  # the cache of them, and the batch of all
-        if self.online:
-            states = 2 * (config.steps + 1) * self.latent
-            self.fixed["a round's pairs"] = config.pairs * (states + embedding)
+            self.fixed["gradient buckets"] = size(trained)
+        if not self.many_prompts:  # the cache of them, and the batch of all
+            self.fixed["prompts"] = prompts * 2 * size(tensors(networks.cond))
+        self.batch = round([*self.round(False).rows.values()][-1] * (config.minibatch if online else config.batch))
 
-    @property
-    def online(self) -> bool:
-        return isinstance(self.config, OnlineConfig)
+    def round(self, checkpointing: bool) -> Round:
+        return self.networks.round(self.config, self.reward, self.many_prompts, checkpointing)
 
-    @property
-    def steps(self) -> int:
-        """The sampler's steps that have a density, and so enter the loss."""
-        return len(self.kernel.stochastic_steps)
+    def peaks(self, micro: float, rollout: int = 1, checkpointing: bool = False) -> dict[str, int]:
+        """Return phase -> peak of bytes, the fixed ones with them; see `Round.peaks`."""
+        share, later = self.pairs // self.processes, micro < self.batch // self.processes
+        phases = self.round(checkpointing).peaks(micro, min(rollout, share), self.pairs, share, later)
+        for learner, parameters in self.networks.learners.items():  # on a GPU a root of each second moment
+            small = 2 * max(p.numel() * p.element_size() for p in parameters)
+            more = 0 if self.config.optimizer == "adamw8bit" else size(parameters) if self.cuda else small
+            phases[learner.replace("update", "step")] = size(parameters) + more
+        if self.config.loop == "offline":  # before there is an optimizer; the latents go to the CPU
+            side = self.networks.model.image_size
+            pictures = next(number for limit, number in BATCHES if side <= limit)
+            encode = self.networks.encode(pictures, self.config.vae_slicing) + 2 * pictures * 3 * 4 * side**2
+            phases["encode"] = encode - self.fixed["optimizer"] - self.fixed.get("prompts", 0)
+        return {phase: sum(self.fixed.values()) + more for phase, more in phases.items()}
 
-    @property
-    def _together(self) -> int:
-        """Steps of a pair that enter one update."""
-        return self.steps if self.config.updates == "accumulated" else 1
+    def flops(self, checkpointing: bool = False) -> dict[str, dict[str, float]]:
+        """Return part -> dtype -> FLOPs of a round (offline: of an update), on all processes together."""
+        found, traced = {}, self.round(checkpointing)
+        for (part, dtype), n in traced.flops.items():
+            more = self.config.warmup / self.config.updates if part == "assistant update" else 0
+            found.setdefault(part, {})[dtype] = n * (traced.updates.get(part, 1) + more) * self.pairs
+        return found
 
-    @property
-    def batch(self) -> int:
-        """What an update has, on all processes, and `micro_batch` counts: pairs, or online steps of pairs."""
-        if not self.online:
-            return self.config.batch
-        return self.config.minibatch * (1 if sums_steps(self.config) else self._together)
 
-    @property
-    def rows(self) -> int:
-        """Network rows for each of these."""
-        if self.online:
-            return 2 * (self._together if sums_steps(self.config) else 1)
-        sampled = self.steps if "own samples" in self.needs else 0
-        return self._times * (self._pictures + (self.config.prior is not None)) + sampled
+def line(low, high) -> tuple:
+    """Return value at 0 and slope of what is `low` and `high` at the two sizes."""
+    slope = (high - low) / (ROWS[1] - ROWS[0])
+    return low - slope * ROWS[0], slope
 
-    @property
-    def _pictures(self) -> int:
-        """Of a pair, offline, that the reference looks at too."""
-        return 2 if "losers" in self.needs else 1
 
-    @property
-    def _times(self) -> int:
-        """That a picture is noised to."""
-        return self.steps if self.config.times == "grid" else 1
-
-    @property
-    def queries(self) -> int:
-        """Pictures of a pair that are scored; a first prediction that its two trajectories share is scored once."""
-        c = self.config
-        each = {"final": 1, "copy": 1, "similarity": 2, "interpolation": 2, "all": c.steps}.get(c.queries, 3)
-        each = min(each, c.steps)
-        return 2 * each - (c.shared_start and each > 1)
-
-    def peaks(self, micro: int, rollout: int = 1, checkpointing: bool = False, share: int | None = None):
-        """Phase -> peak bytes, the fixed ones with them.
-
-        Args:
-            micro: of `batch`, what is in a forward and backward. rollout: pairs sampled at a time.
-            share: of `batch`, what falls to this process; None: one micro-batch.
-        """
-        nets, rows = self.networks, micro * self.rows
-        first, later = nets.update(checkpointing)
-        update = later if micro < (share or micro) else first
-        phases = {"update": update.peak(rows), "optimizer step": self.gradients + self._step()}
-        if self.with_reference and not self.online:  # while the policy waits for its backward
-            phases["reference"] = update.kept(rows) + nets.forward().peak(rows)
-        if self.online:
-            phases |= self._sampling(2 * rollout)
-        fixed = sum(self.fixed.values())
-        peaks = {name: fixed + more for name, more in phases.items()}
-        if not self.online:  # before there is an optimizer; the latents go to the CPU
-            started = self.fixed["optimizer"] + self.fixed.get("prompts", 0)
-            pictures = next(number for limit, number in BATCHES if nets.model.image_size <= limit)
-            encode = nets.encode().peak(1 if self.config.vae_slicing else pictures)
-            peaks["encode"] = fixed - started + encode + 2 * pictures * self._picture()
-        return peaks
-
-    def _sampling(self, samples: int) -> dict[str, int]:
-        """Phases without gradient of a round, that many samples at a time."""
-        nets, c, scored = self.networks, self.config, samples * self.queries // 2
-        pictures = scored * self._picture()
-        trajectory = samples * (3 * c.steps + 2) * self.latent  # states, predictions and noise
-        sliced = nets.decode().peak(1) + 3 * pictures
-        phases = {
-            "rollout": trajectory + nets.forward().peak(samples),
-            "decode": trajectory + (sliced if c.vae_slicing else nets.decode().peak(scored)),
-            "ranking": 2 * self.fixed["a round's pairs"],
-        }
-        if self.with_reference:
-            phases["reference"] = self._log_probs(samples)
-        if c.clip or c.clamp:
-            phases["ratio check"] = self._log_probs(2 * min(2, c.pairs))
-        if nets.reward:
-            phases["reward"] = trajectory + pictures + nets.score().peak(scored)
-        return phases
-
-    def _log_probs(self, samples: int) -> int:
-        """Without gradient, some steps at a time."""
-        rows = samples * min(self.steps, STEPS_AT_ONCE)
-        return 3 * rows * self.latent + self.networks.forward().peak(rows)
-
-    def _picture(self) -> int:
-        return 3 * 4 * self.networks.model.image_size**2
-
-    def flops(self, checkpointing: bool = False) -> dict[str, Flops]:
-        """Phase -> FLOPs of a round (offline: of an update), on all processes together."""
-        c, nets = self.config, self.networks
-        update, forward = nets.update(checkpointing)[0].flops_per_row, nets.forward().flops_per_row
-        if not self.online:
-            phases, compared = {"update": scaled(update, self.rows * c.batch)}, self._times * self._pictures
-            if "own samples" in self.needs:
-                phases["rollout"] = scaled(forward, c.steps * c.batch)
-                compared += self.steps
-            return phases | ({"reference": scaled(forward, compared * c.batch)} if self.with_reference else {})
-        pictures = c.pairs * self.queries
-        phases = {
-            "rollout": scaled(forward, c.pairs * (2 * c.steps - c.shared_start)),
-            "decode": scaled(nets.decode().flops_per_row, pictures),
-            "update": scaled(update, 2 * self.steps * c.pairs * c.epochs),
-        }
-        if self.with_reference:
-            phases["reference"] = scaled(forward, 2 * self.steps * c.pairs)
-        if nets.reward:
-            phases["reward"] = scaled(nets.score().flops_per_row, pictures)
-        return phases
-
-    def _step(self) -> int:
-        """What the optimizer's step holds beside gradients and moments: on a GPU a root of each second moment."""
-        if self.config.optimizer == "adamw8bit":
-            return 0
-        return self.gradients if self.cuda else 2 * max(p.numel() * p.element_size() for p in self.networks.trained)
-
-    @property
-    def with_reference(self) -> bool:
-        """Whether the reference is called: offline in each update, online once a round."""
-        return "reference" in self.needs
-
-    @property
-    def rounds(self) -> int:
-        """How often the FLOPs are spent."""
-        return self.config.rounds if self.online else self.config.updates
+def held(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 def weights(network: nn.Module) -> int:
-    return size((*network.parameters(), *network.buffers()))
+    return size(held(network))
 
 
 def tensors(cond: Cond) -> list[Tensor]:
     return [cond] if isinstance(cond, Tensor) else [cond.text, *cond.extra.values()]
 
 
-def moments(parameters: list[nn.Parameter], optimizer: str) -> int:
-    """Bytes of AdamW's two moments. bitsandbytes keeps small weights' in float32, and for each block of 256 a scale."""
-    if optimizer == "adamw":
-        return sum(8 * p.numel() for p in parameters)
-    return sum(8 * p.numel() if p.numel() < 4096 else 2 * p.numel() + 8 * -(-p.numel() // 256) for p in parameters)
-
-
-def scaled(flops: Flops, times: float) -> Flops:
-    return {dtype: value * times for dtype, value in flops.items()}
+def moments(p: nn.Parameter, optimizer: str) -> int:
+    """Return the bytes of AdamW's two; bitsandbytes keeps small weights' in float32, and a scale for 256 of others."""
+    return 8 * p.numel() if optimizer == "adamw" or p.numel() < 4096 else 2 * p.numel() + 8 * -(-p.numel() // 256)

@@ -1,4 +1,4 @@
-"""What GPUs can do, by their makers' data sheets."""
+"""Tell what GPUs can do, by their makers' data sheets, and name the ones that a plan is for."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class GPU:
     bf16: bool = True  # or float16 alone
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s."""
+        """Return FLOP/s."""
         return 1e12 * (self.single if dtype == "float32" else self.half)
 
 
@@ -38,12 +38,24 @@ MEMORIES = (24, 48, 80, 141)  # GB
 # Of a card's memory, what tensors may take. The rest is for the CUDA context, the libraries' workspaces, the
 # allocator's gaps, and because a card holds a few percent less than its name says: an allowance, not measured.
 USABLE = 0.92
-# Of the peak FLOP/s. An assumption, not measured; it may well be 0.15 or 0.5. Hours go inversely with it.
-UTILISATION = 0.3
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """Name the GPUs that rows run on."""
+
+    gpu: str = "H100"
+    """See reproduce/planner/gpus.py."""
+    count: int = 8
+    """GPUs, one process each."""
+    utilisation: float = 0.3
+    """Share of the peak FLOP/s that is reached: an assumption, not measured; it may well be 0.15 or 0.5."""
+    held: int = 4000
+    """Prompts, or pairs, of a set that is not on this machine. The embeddings of prompts stay on the GPU."""
 
 
 def named(name: str) -> GPU:
-    """Raises: ValueError: an unknown name."""
+    """Return a GPU by its name; a ValueError for an unknown one."""
     if name not in GPUS:
         raise ValueError(f"unknown GPU {name!r}: choose from {', '.join(GPUS)}")
     return GPUS[name]

@@ -12,8 +12,8 @@ from fsalign_lib.models import load as models
 from reproduce import plan, train_distill
 from reproduce.benchmarks import adapter_memory, full_size_distill
 from reproduce.evaluation import cost as memory
-from reproduce.planner import distill_footprint
-from reproduce.planner import text as plan_text
+from reproduce.planner import footprint, report
+from reproduce.planner.counting import accelerated
 from reproduce.recipes import make_config
 from tests import tiny
 
@@ -29,6 +29,11 @@ def make(folder, prompts_file, tmp_path):
     return make
 
 
+def counted(config, prompts=4000, processes=1):
+    reward = report.meta_reward(config.reward, config.scale)
+    return footprint.Footprint(config, report.meta_networks(config), reward, prompts, processes, cuda=False)
+
+
 def explicit_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
     """In matrix products, which the counter knows on every device."""
     return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value
@@ -37,14 +42,15 @@ def explicit_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_caus
 @pytest.mark.parametrize("method,training", [("dipp", "full"), ("distar", "lora")])
 def test_flops_are_those_of_the_loop(make, method, training, monkeypatch):
     config = make(method, training=training)
-    counted = distill_footprint.DistillFootprint(config, plan.distill_networks(config), cuda=False).flops()
+    flops = counted(config).flops()
     setup = train_distill.prepare(config)
     monkeypatch.setattr(F, "scaled_dot_product_attention", explicit_attention)
-    calls = (train_distill.student_update, train_distill.assistant_update)
-    for phase, call in zip(counted.values(), calls, strict=True):
+    calls = {"student update": train_distill.student_update, "assistant update": train_distill.assistant_update}
+    assert set(flops) == set(calls)
+    for name, call in calls.items():
         with FlopCounterMode(display=False) as counter:
             call(setup, 0)
-        assert sum(phase.values()) == pytest.approx(counter.get_total_flops(), rel=0.02)
+        assert sum(flops[name].values()) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_flops_by_hand(make):
@@ -52,16 +58,19 @@ def test_flops_by_hand(make):
     of = {}
     for method, guidance in (("dipp", 1.0), ("distar", 2.5)):
         config = make(method, guidance=guidance, training="full", assistant_updates=3, warmup=6)
-        nets = plan.distill_networks(config)
-        counted = distill_footprint.DistillFootprint(config, nets)
-        one = config.batch * sum(nets.forward().flops_per_row.values())
-        of[method, guidance] = {phase: sum(value.values()) / one for phase, value in counted.flops().items()}
+        found, model = counted(config), report.meta_model(config.model, "float32")
+        with FlopCounterMode(display=False) as counter, accelerated(), torch.no_grad():
+            x, cond = torch.empty(1, *model.latent_shape, device="meta"), model.encode_prompts(["a prompt"])
+            encoding = counter.get_total_flops()
+            model.predict_eps(x, torch.zeros(1, dtype=torch.long, device="meta"), cond)
+        one = config.batch * (counter.get_total_flops() - encoding)
+        of[method, guidance] = {phase: sum(value.values()) / one for phase, value in found.flops().items()}
     for (method, guidance), found in of.items():
         halves = 1 + (guidance != 1)
         networks = 1 + halves  # assistant and teacher
         expected = 3 + networks * (1 + (method == "distar"))
         assert found["student update"] == pytest.approx(expected, rel=0.06), (method, guidance)
-        assert found["assistant updates"] == pytest.approx((3 + 6 / 3) * 4, rel=0.06)
+        assert found["assistant update"] == pytest.approx((3 + 6 / 3) * 4, rel=0.06)
 
 
 @pytest.mark.slow
@@ -73,49 +82,47 @@ def test_memory_of_an_update_within_a_tenth(make, training, checkpointing):
     steps = train_distill.train(setup)
     next(steps)
     measured = memory.peak_bytes(lambda: next(steps)) - before
-    counted = distill_footprint.DistillFootprint(config, plan.distill_networks(config), len(tiny.PROMPTS), cuda=False)
-    assert max(counted.peaks(16, 1, checkpointing, 16).values()) == pytest.approx(measured, rel=0.1)
+    peaks = counted(config, len(tiny.PROMPTS)).peaks(16, 1, checkpointing)
+    assert max(peaks.values()) == pytest.approx(measured, rel=0.1)
 
 
 def test_what_is_there_all_the_time(make):
     config = make(training="full")
-    nets = plan.distill_networks(config)
     weights = sum(p.numel() for p in models.load(config.model).unet.parameters())
-    fixed = distill_footprint.DistillFootprint(config, nets, prompts=7, processes=2).fixed
-    assert nets.bytes["networks"] == 3 * 4 * weights, "student, assistant, teacher"
-    assert fixed["optimizers"] == 2 * 8 * weights and fixed["average"] == 4 * weights
+    fixed = counted(config, prompts=7, processes=2).fixed
+    assert fixed["networks"] == 3 * 4 * weights, "student, assistant, teacher"
+    assert fixed["optimizer"] == 2 * 8 * weights and fixed["average"] == 4 * weights
     assert fixed["gradient buckets"] == 2 * 4 * weights
     assert fixed["prompts"] == 7 * 2 * 4 * tiny.TEXT_LENGTH * 16
-    assert "prompts" not in distill_footprint.DistillFootprint(config, nets, prompts=3_000_000).fixed
-    shared = plan.distill_networks(make(training="lora"))
-    assert shared.bytes["networks"] == 4 * weights, "adapters on one network"
-    assert shared.bytes["adapters"] == 2 * 4 * sum(p.numel() for p in shared.trained)
+    assert "prompts" not in counted(config, prompts=3_000_000).fixed
+    shared = counted(make(training="lora"))
+    assert shared.fixed["networks"] == 4 * weights, "adapters on one network"
+    assert shared.fixed["adapters"] == 2 * 4 * sum(p.numel() for p in shared.networks.learners["student update"])
 
 
 def test_a_start_of_its_own_is_a_second_network(make, folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")  # whose weights the plan does not look at
-    one, two = (plan.distill_networks(make(training="lora", **own)) for own in ({}, {"model": str(other)}))
+    one, two = (report.meta_networks(make(training="lora", **own)) for own in ({}, {"model": str(other)}))
     assert two.bytes["networks"] == 2 * one.bytes["networks"]
 
 
 def test_autocast_is_for_the_networks_alone(make):
     """Full copies in float32 under bf16: the networks compute in half, the decoder in float32."""
-    config = make("dipp", training="full", mixed_precision="bf16", reward="pickscore", reward_scale=1.0)
-    nets = plan.distill_networks(config)
-    update = nets.student_update(False)[0].flops_per_row
-    single = plan.distill_networks(make("dipp", training="full", reward="pickscore", reward_scale=1.0))
-    whole = single.student_update(False)[0].flops_per_row
+    rewarded = {"training": "full", "reward": "pickscore", "reward_scale": 1.0}
+    found = counted(make("dipp", mixed_precision="bf16", **rewarded))
+    update = found.flops()["student update"]
+    whole = counted(make("dipp", **rewarded)).flops()["student update"]
     assert set(whole) == {"float32"} and set(update) == {"float32", "bfloat16"}
     assert sum(update.values()) == pytest.approx(sum(whole.values()))
-    alone = plan.distill_networks(make("dipp", training="full")).student_update(False)[0].flops_per_row["float32"]
+    alone = counted(make("dipp", training="full")).flops()["student update"]["float32"]
     assert update["bfloat16"] == pytest.approx(alone, rel=1e-6), "all that is not decoder and reward"
-    assert nets.student_update(True)[0].flops_per_row["bfloat16"] > update["bfloat16"], "computed again, and cast"
+    assert found.flops(True)["student update"]["bfloat16"] > update["bfloat16"], "computed again, and cast"
 
 
 @pytest.mark.slow
 def test_the_plan_of_a_table(monkeypatch, capsys, folder):
-    monkeypatch.setattr(plan, "meta_model", lambda config: models.load(folder).to(torch.device("meta")))
-    monkeypatch.setattr(plan, "meta_reward", lambda name, scale: None)
+    monkeypatch.setattr(report, "meta_model", lambda name, dtype: models.load(folder).to(torch.device("meta")))
+    monkeypatch.setattr(report, "meta_reward", lambda name, scale: None)
     asked = ["--row", "distar", "dipp", "--training", "lora", "--count", "1", "--gpu", "RTX4090", "--json"]
     plan.main(["distar_table2", *asked])
     found = json.loads(capsys.readouterr().out)["rows"]
@@ -123,14 +130,14 @@ def test_the_plan_of_a_table(monkeypatch, capsys, folder):
     off, on = found["distar"]["settings"]
     flops = [setting["flops"]["student update"] for setting in (found["dipp"]["settings"][0], off, on)]
     assert flops == sorted(flops) and len(set(flops)) == 3
-    assert set(off["flops"]) == {"student update", "assistant updates"}
-    told = "\n".join(plan_text.row_text("distar", "DI*", found["distar"]))
+    assert set(off["flops"]) == {"student update", "assistant update"}
+    told = "\n".join(report.row_text("distar", "DI*", found["distar"]))
     for said in (
         "DI* (distar), sdxl-dmd2-1step",
         "teacher sdxl",
-        "256 samples",
+        "256 rows an update",
         "LoRA rank 64",
-        "micro-batch in samples",
+        "micro-batch in rows",
     ):
         assert said in told
 

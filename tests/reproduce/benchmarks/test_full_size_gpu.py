@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from reproduce import plan
 from reproduce.benchmarks import full_size_gpu
 
 
@@ -74,7 +73,7 @@ def test_memory_and_utilisation_of_a_card(config, monkeypatch, tmp_path):
     assert first["planned_over_measured"] == pytest.approx(first["planned_gb"] / 3.0)
     lowest, highest = (first["tflop"] * 1e12 / gpu.peak(dtype) / 2.0 for dtype in ("bfloat16", "float32"))
     assert lowest < first["mfu"] < highest, "the adapters' products count at float32's peak"
-    assert first["planned_gb"] * plan.GB > sum(bench.footprint.fixed.values())
+    assert first["planned_gb"] * full_size_gpu.GB > sum(bench.footprint.fixed.values())
 
 
 @pytest.mark.parametrize(

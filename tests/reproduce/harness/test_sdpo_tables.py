@@ -453,4 +453,4 @@ def test_what_reads_another_table_takes_no_training(capsys):
     assert "sdpo-animals for 45 animals" in capsys.readouterr().out
     with pytest.raises(ValueError, match="sdpo_curves trains nothing"):
         plan.prepare(plan.PlanConfig(table="sdpo_curves"))
-    assert {"sdpo_ablations", "sdpo_instability"} < set(plan.tables())
+    assert {"sdpo_ablations", "sdpo_instability"} < set(plan.TABLES)
