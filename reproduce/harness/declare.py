@@ -132,7 +132,7 @@ EACH = {"snapshot_every": 1}
 # What --smoke makes of every table: next to no prompts, pairs and updates.
 SMOKE = World(
     pictures=2,
-    prompts=2,
+    prompts=3,
     settings={
         "pairs": {"count": 4, "batch": 4, "steps": 2, "tie": 0.0},
         "targets": {"count": 4, "references": 2, "prior": 2},

@@ -241,13 +241,13 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     if loop == "offline":
         folders = targets.folders(work, row, given["model"]) if table.own.targets else {}
         given |= folders or {"pairs": pair_config(work).out}
-    elif world.training_prompts:
-        given["prompts"] = world.training_prompts
     if loop == "distill":
         given["teacher"] = table.teachers[world.scale]
         start = start_of(table, row, seed)
         given["start"] = training_folder(work, *start) if start else None
     given |= about.settings | world.settings.get(about.method, {}) | {"threads": work.threads}
+    if world.training_prompts and loop != "offline":
+        given["prompts"] = world.training_prompts
     return make_config(CONFIGS[loop], about.method, world.scale, **given)
 
 

@@ -58,7 +58,7 @@ def test_a_smoke_run_leaves_the_files_of_a_full_one(smoke, result):
         about = [run["evaluation"], *([run["training"]] if run["training"] else [])]
         for part in about:
             assert {"command", "commit", "versions", "device", "wall_seconds", "peak_memory_mb"} <= part.keys()
-    assert np.array(result["runs"][0]["cells"]["parti-1"]["scores"]["pickscore"]).shape == (2, 2)
+    assert np.array(result["runs"][0]["cells"]["parti-1"]["scores"]["pickscore"]).shape == (3, 2)
     assert result["smoke"] and result["pairs"]["pairs"] > 0
     page = (smoke / "pso_table2.md").read_text()
     assert "not run" not in page.split("## Runs")[0].split("lies below, *inconclusive*")[1] and "A smoke run" in page
