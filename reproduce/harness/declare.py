@@ -80,8 +80,8 @@ class Own:
     targets: dict[str, str] | None = None  # scale -> what offline methods learn in place of pairs (harness/targets.py)
     starts: dict[str, Row | dict[str, Row]] = field(default_factory=dict)  # rows to start from, not compared here
     scored: tuple[str, ...] | None = None  # what pictures are scored by; None: `metrics` and `beside`
-    # work -> row -> cells, for a table that samples and scores in a way of its own.
-    measure: Callable[[Any], dict[str, dict[str, dict]]] | None = None
+    # (work, folder for parts that are done) -> row -> cells: samples and scores all rows in a way of the table's own.
+    measure: Callable[[Any, Path], dict[str, dict[str, dict]]] | None = None
     # (table, runs, prompts of each set): add to the runs what follows from their scores and their whole histories;
     # what it returns stands in the result.
     derive: Callable[[Table, list[dict], dict[str, list[str]]], dict[str, Any]] | None = None

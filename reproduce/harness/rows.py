@@ -50,12 +50,12 @@ from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
 from reproduce.training.run import Run, defaults
 
-# Of the pocket world, that a run's numbers may depend on; those of rewards and metrics that few tables have come last.
+# Networks of the pocket world that the numbers of every table may depend on; `prepare` adds those of a few tables.
 NETWORKS = (
     *("teacher", "student", "vae", "text_encoder", "eye", "classifier"),
     *("clip", "pickscore", "imagereward", "aesthetic"),
 )
-JUDGING = ("teacher", "vae", "text_encoder", "eye")  # and drawing the pairs
+JUDGING = ("teacher", "vae", "text_encoder", "eye")  # networks that draw the pairs and judge them
 LOOPS = {"online": train_online, "offline": train_offline, "distill": train_distill}
 CONFIGS = {"online": OnlineConfig, "offline": OfflineConfig, "distill": DistillConfig}
 
@@ -330,14 +330,14 @@ def check_same(work: Work, row: str, seed: int | None) -> None:
     path = run_path(work.folder, row, seed)
     if path.exists() and known_settings(work, row, seed, path) != settings(work, row, seed):
         raise ValueError(f"{path} has other settings or weights: remove {work.folder}, or choose another --work")
-    start = start_of(work.table, row, seed)
-    for name, number in [(row, seed)] * bool(row_of(work.table, row).method) + [start] * bool(start):
+    own = (row, seed) if row_of(work.table, row).method else None
+    for name, number in filter(None, (own, start_of(work.table, row, seed))):
         note = training_folder(work, name, number) / "settings.json"
         if not note.exists():
             continue
         now = training_note(work, name, number)
-        before = {key: value for key, value in known_settings(work, name, number, note).items() if key in now}
         # Notes of older versions hold all that the evaluation depends on.
+        before = {key: value for key, value in known_settings(work, name, number, note).items() if key in now}
         before["weights"] = {key: value for key, value in before["weights"].items() if key in now["weights"]}
         if before != now:
             raise ValueError(f"{note} has other settings or weights: remove {note.parent}, or choose another --work")
@@ -365,6 +365,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         if not finished(work, row, seed):
             train(work, row, seed)
         training = json.loads((training_folder(work, row, seed) / "result.json").read_text())
+    # The weights come from the last checkpoint, whether they were trained now, before, or by another table.
     parts, model, clock = work.folder / f"{path.stem}.parts", row_model(work, row, seed), Clock()
     # The table's model may hold the weights of a row that was evaluated before.
     as_it_is = not (about.method or about.composed or about.sampled)
