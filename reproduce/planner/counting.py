@@ -24,7 +24,7 @@ HALF, SINGLE = ("linear", "conv2d"), ("group_norm", "layer_norm", "softmax")
 
 
 class Meter(TorchDispatchMode):
-    """Follows each storage from its allocation to its release, and counts FLOPs by torch's own formulas.
+    """Follow each storage from its allocation to its release, and count FLOPs by torch's own formulas.
 
     What autograd keeps, what gradient checkpointing frees and computes again, and what is in use for a moment only, are
     all in the trace. Where a value decides what happens next, all is finite, and the first is the least; indices stay

@@ -36,7 +36,7 @@ ALIKE |= {"mixed_steps": (), "halves_every": None}
 
 
 class MetaRun(Meter):
-    """Stands in for `reproduce.training.run.Run` in one round, of which each learner's first update is traced, whole.
+    """Stand in for `reproduce.training.run.Run` in one round, of which each learner's first update is traced, whole.
 
     Attributes:
         spans: (operation, live bytes, what) in order: from there on bytes grow with the rows of "share", a learner's

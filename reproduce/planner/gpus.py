@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GPU:
-    """Memory in GB, and peak TFLOP/s: in half precision on tensor cores without sparsity, and in float32 without them.
+    """Hold memory in GB, and peak TFLOP/s: in half precision on tensor cores without sparsity, in float32 without them.
 
     torch multiplies float32 matrices without tensor cores unless it is told otherwise.
     """
