@@ -63,7 +63,7 @@ class PlanConfig(Machine):
 
 @dataclass
 class Plan:
-    """Hold what was asked, checked."""
+    """Hold a plan to be made: the settings asked for, the table, and its rows' training settings, all checked."""
 
     config: PlanConfig
     table: Table

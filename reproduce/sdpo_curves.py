@@ -25,7 +25,7 @@ FIGURES = {1: "4", 2: "8", 4: "9", 8: "10", 16: "11", 50: "3"}
 
 
 def figures(result: dict) -> dict[str, Sheet]:
-    """Return a sheet for each number of steps: a row for each trained reward, with all that is watched beside it."""
+    """Return a sheet for each number of steps: a row of panels for each trained reward, other judges and KL beside."""
     labels = {name: column.title for name, column in (REWARDS | WATCHED).items()} | {"kl": KL}
     sheets = {}
     for steps, number in FIGURES.items():

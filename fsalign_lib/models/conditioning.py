@@ -59,7 +59,7 @@ def stack(rows: Sequence[Cond]) -> Cond:
 
 
 def cat(batches: Sequence[Cond]) -> Cond:
-    """Concatenate batches."""
+    """Concatenate batches of conditions of one kind."""
     return _join(torch.cat, batches)
 
 

@@ -137,7 +137,7 @@ def caption(fact: Fact, bare: bool = False) -> str:
 
 
 def random_fact(rng: random.Random, held_out: bool = False, kinds=KINDS, weights=KIND_WEIGHTS) -> Fact:
-    """Draw a fact from the grammar; combinations that are held out are drawn only, and always, when `held_out`."""
+    """Draw a fact from the grammar: a held-out combination if `held_out`, otherwise one of the others."""
     while True:
         kind = rng.choices(kinds, weights)[0]
         animal = rng.choice(ANIMALS)

@@ -266,7 +266,7 @@ def read_prompts(
     Args:
         name: a file may be .txt (a prompt a line), .tsv, .csv, .jsonl, .json, .parquet or .tar.gz.
         folder: the data folder; FSALIGN_DATA if None.
-        count: so many of them: the first, or, with a seed, a random part in the order of the whole.
+        count: how many prompts to return: the first ones, or, with a seed, a random part in the order of the whole.
 
     Raises:
         ValueError: an unknown name; a file that is empty, damaged, or has no column of prompts; fewer than `count`.

@@ -67,7 +67,7 @@ class FolderReference:
         return Chunks(self.parts / f"reference-{name}", -(-len(self.paths) // BATCH))
 
     def compute(self, index: int) -> dict[str, Tensor]:
-        """Compute a chunk's features. Stretched pictures are not rounded: their bytes are the file's."""
+        """Compute a chunk's features. A picture is stretched without rounding to whole bytes, as pytorch-fid does."""
         some = self.paths[index * BATCH : (index + 1) * BATCH]
         pictures = torch.stack([read_picture(path, self.fid.size) for path in some])
         with torch.no_grad():

@@ -128,7 +128,7 @@ def prepare(table: Table, config: TableConfig, world: World | None = None) -> Wo
     """Load what all runs share.
 
     Args:
-        world: in the place of the one that --scale, --smoke and --models ask for.
+        world: taken in place of the one that --scale, --smoke and --models ask for.
     """
     from reproduce.harness import rows, snapshots
 

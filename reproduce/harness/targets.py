@@ -163,7 +163,7 @@ def folders(work: Work, row: str, model: str) -> dict[str, Path]:
 
 
 def settings(work: Work) -> dict:
-    """Return all that the folders depend on, but for the networks that drew samples, which a run names anyway."""
+    """Return the settings that the folders were made with; a run's own settings name the networks that drew."""
     name, some = target_set(work.table, work.world)
     return {"targets": name, **asdict(some)}
 

@@ -156,7 +156,7 @@ class Networks:
         return out
 
     def round(self, config: TrainConfig, reward: nn.Module | None, many_prompts: bool, checkpointing: bool):
-        """Trace a round at both sizes, or find the traces of settings that differ in numbers alone."""
+        """Trace a round at both batch sizes, once for all settings that differ in numbers alone."""
         alike = {k: v for k, v in ALIKE.items() if not isinstance(getattr(config, k, ""), str)}
         config = replace(config, gradient_checkpointing=checkpointing, **alike)
         kinds = {k: v if v in (0, 1) or not isinstance(v, (float, Path)) else type(v) for k, v in vars(config).items()}
