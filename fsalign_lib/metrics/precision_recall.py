@@ -1,8 +1,8 @@
 r"""Measure improved precision and recall (Kynkaanniemi et al. 2019): whether samples lie among other samples.
 
-The manifold of a set is estimated by balls: each sample of the set is the centre of one, which reaches to the
-sample's k-th nearest neighbour in the set. Of generated and real features the precision is the share of the generated in the real
-set's manifold, and the recall the share of the real in the generated set's:
+The manifold of a set is estimated by balls: each sample of the set is the centre of one, which reaches to the sample's
+k-th nearest neighbour in the set. Of generated and real features the precision is the share of the generated in the
+real set's manifold, and the recall the share of the real in the generated set's:
 
     precision, recall = in_manifold(generated, real).mean(), in_manifold(real, generated).mean()
 
