@@ -15,10 +15,16 @@ from reproduce import build_pairs as pair_command
 from reproduce import demo, evaluate, pso_table2, train_offline, train_online
 from reproduce.benchmarks import step_cost
 from reproduce.data import sampled_pairs as pair_files
+from reproduce.harness.command import command
 from reproduce.training.methods import METHODS, Method
 from tests import tiny
 
 LOAD_REWARD, POCKET_UTILITY = rewards.load_reward, pair_files.pocket_utility
+
+
+def table_main(argv):
+    """Call a table's command line."""
+    command(pso_table2.TABLE, None, argv)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +276,7 @@ def test_numbers_of_the_benchmark(refused):
 
 
 def test_seeds_that_the_table_lacks(refused, tmp_path):
-    assert "seeds [7]: the table has the training seeds" in refused(pso_table2.main, "--seeds", 7, "--out", tmp_path)
+    assert "seeds [7]: the table has the training seeds" in refused(table_main, "--seeds", 7, "--out", tmp_path)
 
 
 # prompts
@@ -357,7 +363,7 @@ def test_no_permission_to_write(script, tmp_path):
     assert f"cannot write to {tmp_path / 'file'}" in told and "choose another --out" in told
 
 
-@pytest.mark.parametrize("main", [demo.main, pso_table2.main])
+@pytest.mark.parametrize("main", [demo.main, table_main])
 def test_no_permission_to_write_whole_tables(refused, tmp_path, main):
     (tmp_path / "file").write_text("")
     told = refused(main, "--out", tmp_path / "file" / "out")

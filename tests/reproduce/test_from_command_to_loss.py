@@ -18,11 +18,11 @@ HEAVY = ("diffusers", "peft", "transformers", "scipy", "matplotlib", "accelerate
 COUNT = """
 import inspect, json, os, runpy, sys
 root, path, name, *argv = sys.argv[1:]
-entered = set()
+entered, ours = set(), tuple(os.path.join(root, name) + os.sep for name in ("fsalign_lib", "reproduce"))
 
 def look(frame, event, _):
     code = frame.f_code
-    if event != "call" or not code.co_filename.startswith(root):
+    if event != "call" or not code.co_filename.startswith(ours):
         return
     if code.co_filename.startswith(os.path.join(root, "reproduce")) and code.co_flags & inspect.CO_OPTIMIZED:
         entered.add(os.path.relpath(code.co_filename, root))
@@ -30,7 +30,7 @@ def look(frame, event, _):
         sys.setprofile(None)
         stack = []
         while frame:
-            if frame.f_code.co_filename.startswith(root):
+            if frame.f_code.co_filename.startswith(ours):
                 stack.append(os.path.relpath(frame.f_code.co_filename, root))
             frame = frame.f_back
         print("found", json.dumps([sorted(entered), stack]), flush=True)
