@@ -14,7 +14,7 @@ from reproduce.harness.declare import Own, Row, Sampled, Table
 from reproduce.papers import pso
 
 LORA = {"pocket": "pocket-lcm", "full": "sdxl-lcm-lora"}
-RANK = {"rank": 32}  # PSO App. B.1, at full scale
+RANK = {"rank": (32, "PSO App. B.1: 32 for SDXL-LCM")}
 
 TABLE = Table(
     name="pso_table3",

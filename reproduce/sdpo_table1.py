@@ -12,15 +12,15 @@ from reproduce.harness.command import command
 from reproduce.harness.declare import Column, Prompts, Row, Table
 from reproduce.papers import sdpo
 
-LONG = {"reward": "aesthetic", "steps": 50} | sdpo.CURVE
+LONG = {"reward": ("aesthetic", "SDPO Sec. 4.1"), "steps": (50, "SDPO Table 2")} | sdpo.CURVE
+FEW = {"micro_batch": (2, "own choice: a row of REBEL's minibatch is 2 T pictures")}
 # The paper's T, for one reward and one training seed, beside the pocket world's T = 20.
 LONG_ROWS = {
     f"{method}-aesthetic-50": {
         "pocket": Row(
             title,
             method,
-            # A row of REBEL's minibatch is 2 T pictures.
-            LONG | ({"micro_batch": 2} if method == "rebel" else {}),
+            LONG | (FEW if method == "rebel" else {}),
             metrics=("aesthetic",),
             group="Aesthetic, T = 50",
             seeds=(0,),

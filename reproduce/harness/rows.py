@@ -42,7 +42,7 @@ from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Frechet, Metri
 from reproduce.evaluation.scores import evaluate
 from reproduce.harness import targets
 from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
-from reproduce.recipes import make_config, recipe
+from reproduce.recipes import make_config, recipe, values
 from reproduce.train_distill import DistillConfig
 from reproduce.train_offline import OfflineConfig
 from reproduce.train_online import OnlineConfig
@@ -245,7 +245,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
         given["teacher"] = table.teachers[world.scale]
         start = start_of(table, row, seed)
         given["start"] = training_folder(work, *start) if start else None
-    given |= about.settings | world.settings.get(about.method, {}) | {"threads": work.threads}
+    given |= values(about.settings) | world.settings.get(about.method, {}) | {"threads": work.threads}
     if world.training_prompts and loop != "offline":
         given["prompts"] = world.training_prompts
     return make_config(CONFIGS[loop], about.method, world.scale, **given)

@@ -8,7 +8,7 @@ from reproduce.harness.claims import PAPERS
 from reproduce.harness.command import at_scale
 from reproduce.harness.declare import SMOKE
 from reproduce.harness.rows import CONFIGS, row_of, start_of, trained_here
-from reproduce.recipes import SCALES, make_config, recipe
+from reproduce.recipes import SCALES, make_config, recipe, values
 from reproduce.training.methods import METHODS
 
 TABLES = {name: importlib.import_module(f"reproduce.{name}").TABLE for name in PAPERS}
@@ -19,7 +19,7 @@ def config(row, scale, **more):
     kind = CONFIGS[METHODS[row.method].loop]
     needed = {"pairs": "x"} if kind is CONFIGS["offline"] else {}
     needed |= {"teacher": "t"} if kind is CONFIGS["distill"] else {}
-    return make_config(kind, row.method, scale, **({"model": "m"} | needed | row.settings | more))
+    return make_config(kind, row.method, scale, **({"model": "m"} | needed | values(row.settings) | more))
 
 
 def samples(made):
@@ -63,7 +63,7 @@ def test_a_run_that_tables_share_is_declared_alike_in_each(scale):
             row = row_of(table, name)
             if row.runs:
                 models = (row.sampled.models if row.sampled else table.models)[scale]
-                about = (row.method, row.settings, row.seeds, models, start_of(table, name, 0))
+                about = (row.method, values(row.settings), row.seeds, models, start_of(table, name, 0))
                 assert found.setdefault((row.runs, name), about) == about, (table.name, name)
     assert {folder for folder, _ in found} == {"distar", "pso_table1", "sdpo_table1"}
     there = {("pso_table1", "dpo"), ("distar", "distar-long"), ("sdpo_table1", "sdpo-hps")}
