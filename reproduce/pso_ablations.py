@@ -45,7 +45,7 @@ FULL = {
     "minibatch": (32, "PSO App. B.1"),
     "lr": (1e-5, "PSO App. B.1"),
 }
-CHANGED = "own choice: what this row changes"
+CHANGED = "own choice: the one change of the row"
 TUNING = "none: twice the lr and a third of the rounds of Table 2, the same in all rows"
 # row -> (title, what differs from the base recipe)
 VARIANTS = {
