@@ -97,8 +97,8 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
         make_twins(table, set(scored_names(table, "full", pictures=2)), folder / "twins")
     model = load(table.models[world.scale], model_dtype(table, world.scale))
     names = scored_names(table, world.scale, world.pictures or table.pictures[world.scale])
-    sets = "pocket" if world.twins else world.scale
-    prompts = {name: read_prompts(getattr(some, sets))[: world.prompts] for name, some in table.prompts.items()}
+    sets = {name: targets.table_prompts(some, world) for name, some in table.prompts.items()}
+    prompts = {name: read_prompts(some)[: world.prompts] for name, some in sets.items()}
     metrics = load_table_metrics(table, world, folder, names, model)
     weights = {}
     if world.scale == "pocket":

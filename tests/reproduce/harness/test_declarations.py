@@ -1,9 +1,11 @@
 """What holds of all tables as they are declared, at both scales."""
 
 import importlib
+import re
 
 import pytest
 
+from reproduce.harness import dry_run
 from reproduce.harness.claims import PAPERS
 from reproduce.harness.command import at_scale
 from reproduce.harness.declare import SMOKE
@@ -86,6 +88,25 @@ def test_rows_declare_settings_that_their_loops_have():
                 if row.method:
                     config(row, scale)
                     assert recipe(row.method, scale)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", TABLES)
+def test_a_dry_run_prints_every_setting_with_its_source(name, scale):
+    table = at_scale(TABLES[name], scale)
+    lines = dry_run.description(table, scale).splitlines()
+    printed = [line for line in lines if re.match(r"  \w+ = ", line)]
+    rows = [row for row in (*table.rows.values(), *table.own.starts.values()) if row.method]
+    assert len(printed) == sum(
+        len({"seed"} | {*recipe(row.method, scale), *dry_run.own_settings(table, row, scale)}) for row in rows
+    )
+    for line in printed:
+        assert re.fullmatch(r"  \w+ = .+?  # \S.*", line) and "this row" not in line, line
+
+
+def test_a_row_s_setting_without_a_source_is_refused():
+    with pytest.raises(ValueError, match=r"lr = 1e-05 has no source: give \(value, source\)"):
+        values({"lr": 1e-5})
 
 
 def test_smoke_has_sizes_for_every_method():
