@@ -257,7 +257,7 @@ SETS: dict[str, DataSet] = {
     ),
     "dreambooth-prompts": DataSet(
         "prompts",
-        "DreamBooth's 25 prompts for its subject `dog`; of another of the 30, such as `cat2`: `dreambooth-prompts-cat2`",
+        "DreamBooth's 25 prompts for its subject `dog`; of another of 30, such as `cat2`: `dreambooth-prompts-cat2`",
         "PSO Table 4",
         "github.com/google/dreambooth, dataset/prompts_and_classes.txt",
         "CC BY 4.0",

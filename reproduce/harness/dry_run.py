@@ -4,8 +4,8 @@ from typing import Any
 
 from fsalign_lib.models.hub import REVISIONS
 from fsalign_lib.models.presets import PRESETS, split
+from reproduce.data.pair_settings import SOURCES, FullPairConfig, PairConfig
 from reproduce.data.prompt_sets import SETS
-from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.harness import targets
 from reproduce.harness.claims import claims_of
 from reproduce.harness.declare import Row, Table
@@ -49,15 +49,22 @@ def description(table: Table, scale: str) -> str:
             parts.append(describe(row.method, scale, own))
     if table.own.targets:
         name = table.own.targets[scale]
-        parts.append(f"\ntargets {name}: {targets.SETS[name]}")
+        parts += [f"\ntargets {name}", *sourced(targets.SETS[name], targets.SOURCES)]
     elif uses_pairs(table):
-        parts.append(f"\npairs for offline methods: {PairConfig() if scale == 'pocket' else FullPairConfig()}")
+        pairs = PairConfig() if scale == "pocket" else FullPairConfig()
+        pairs.model = table.teachers[scale]
+        parts += ["\npairs for offline methods", *sourced(pairs, SOURCES[scale])]
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
     parts.append("\nclaims")
     for claim in claims_of(table):
         parts.append(f"  {claim.id}" + (f"  ({claim.printed[0]:g} > {claim.printed[1]:g})" if claim.printed else ""))
     return "\n".join(parts)
+
+
+def sourced(settings: Any, sources: dict[str, str]) -> list[str]:
+    """Return the settings that have sources, as lines "setting = value  # source"."""
+    return [f"  {name} = {getattr(settings, name)!r}  # {source}" for name, source in sources.items()]
 
 
 def what(row: Row, scale: str) -> str:

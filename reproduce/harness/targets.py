@@ -71,6 +71,15 @@ def dreambooth(subject: str) -> Targets:
     return Targets(10, f"a photo of sks {kind}", f"a photo of a {kind}", prior=200, subject=subject)
 
 
+# Where each of these comes from.
+SOURCES = {
+    "count": "own choice at pocket scale; all that there are at full scale",
+    "prompt": "PSO App. B.3: 'A photo of [V] concept'",
+    "class_prompt": "DreamBooth: the class without its name",
+    "references": "published PSO code: 20",
+    "prior": "own choice at pocket scale; DreamBooth's public implementations: 200",
+    "subject": "DreamBooth's data set, as PSO App. B.3; which of the 30 is not published",
+}
 SETS = {
     "chalk": Targets(400),
     "panda": Targets(5, concept.PROMPT, concept.plain(concept.PROMPT), prior=40),

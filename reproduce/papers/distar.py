@@ -128,9 +128,12 @@ HELD_OUT = {
 }
 STANDS = "SDXL-Base stands for the pocket's teacher, DMD2 for its one-step generator."
 PRINTED = (
-    "The paper's PickScore and CLIP score are printed here in the units of the other tables: 100 times its cosine, and "
-    "its number over 100. Reward scales are the paper's; at pocket scale a reward of 1 is 0.3, 10 is 3, 30 is 10 and "
-    "100 is 30 (papers/distar.py says why), and " + STANDS
+    "The paper's PickScore and CLIP score are printed here in the units of the other tables: 100 times its cosine, "
+    "and its number over 100. Its CLIP score is of another CLIP than ours, which is PSO's, OpenCLIP ViT-H-14: of SDXL "
+    "on Parti it prints 0.3272 where PSO prints 0.3607, at nearly the same PickScore. Which it is, it does not say; "
+    "the evaluation of DMD2, from which it starts, takes ViT-g-14. Compare differences alone. Reward scales are the "
+    "paper's; at pocket scale a reward of 1 is 0.3, 10 is 3, 30 is 10 and 100 is 30 (papers/distar.py says why), and "
+    + STANDS
 )
 
 

@@ -2,14 +2,16 @@
 
 import importlib
 import re
+from dataclasses import fields
 
 import pytest
 
-from reproduce.harness import dry_run
+from reproduce.data.pair_settings import SOURCES, FullPairConfig, PairConfig
+from reproduce.harness import dry_run, targets
 from reproduce.harness.claims import PAPERS
 from reproduce.harness.command import at_scale
 from reproduce.harness.declare import SMOKE
-from reproduce.harness.rows import CONFIGS, row_of, start_of, trained_here
+from reproduce.harness.rows import CONFIGS, row_of, start_of, trained_here, uses_pairs
 from reproduce.recipes import SCALES, make_config, recipe, values
 from reproduce.training.methods import METHODS
 
@@ -97,11 +99,18 @@ def test_a_dry_run_prints_every_setting_with_its_source(name, scale):
     lines = dry_run.description(table, scale).splitlines()
     printed = [line for line in lines if re.match(r"  \w+ = ", line)]
     rows = [row for row in (*table.rows.values(), *table.own.starts.values()) if row.method]
-    assert len(printed) == sum(
-        len({"seed"} | {*recipe(row.method, scale), *dry_run.own_settings(table, row, scale)}) for row in rows
-    )
+    own = sum(len({"seed"} | {*recipe(row.method, scale), *dry_run.own_settings(table, row, scale)}) for row in rows)
+    pairs = len(SOURCES[scale]) if uses_pairs(table) and not table.own.targets else 0
+    assert len(printed) == own + pairs + (len(targets.SOURCES) if table.own.targets else 0)
     for line in printed:
         assert re.fullmatch(r"  \w+ = .+?  # \S.*", line) and "this row" not in line, line
+
+
+def test_all_that_pairs_and_targets_depend_on_has_a_source():
+    free = {"out", "threads", "data"}
+    for scale, config in (("pocket", PairConfig()), ("full", FullPairConfig())):
+        assert set(SOURCES[scale]) == set(vars(config)) - free
+    assert set(targets.SOURCES) == {field.name for field in fields(targets.Targets)}
 
 
 def test_a_row_s_setting_without_a_source_is_refused():
