@@ -34,7 +34,7 @@ from reproduce.common.cli import processes
 from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data import sampled_pairs
-from reproduce.data.prompt_sets import data_folder, read_prompts
+from reproduce.data.prompt_sets import SUBJECT_PROMPTS, data_folder, read_prompts
 from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.evaluation.cost import COSTS, sampling_cost
 from reproduce.evaluation.likeness import LIKENESS, load_likeness
@@ -97,7 +97,7 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
         make_twins(table, set(scored_names(table, "full", pictures=2)), folder / "twins")
     model = load(table.models[world.scale], model_dtype(table, world.scale))
     names = scored_names(table, world.scale, world.pictures or table.pictures[world.scale])
-    sets = {name: targets.table_prompts(some, world) for name, some in table.prompts.items()}
+    sets = {name: prompt_set(some, world) for name, some in table.prompts.items()}
     prompts = {name: read_prompts(some)[: world.prompts] for name, some in sets.items()}
     metrics = load_table_metrics(table, world, folder, names, model)
     weights = {}
@@ -109,6 +109,13 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
         for seed in row_seeds(table, row):
             check_same(work, row, seed)
     return work
+
+
+def prompt_set(some: Prompts, world: World) -> str:
+    """Name the prompt set that a table is compared on: of a subject's prompts, those of the subject asked for."""
+    name = getattr(some, "pocket" if world.twins else world.scale)
+    subject = world.settings.get("targets", {}).get("subject")
+    return f"{SUBJECT_PROMPTS}{subject}" if subject and f"{name}-" == SUBJECT_PROMPTS else name
 
 
 def model_dtype(table: Table, scale: str) -> torch.dtype:

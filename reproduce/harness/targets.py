@@ -30,9 +30,9 @@ from fsalign_lib.pocket.render import render
 from reproduce.common.cli import processes
 from reproduce.common.files import write_text
 from reproduce.data.latents import read_picture
-from reproduce.data.prompt_sets import SUBJECT, SUBJECT_PROMPTS, SUBJECTS, find, read_pictures, subject_prompts
+from reproduce.data.prompt_sets import SUBJECTS, find, read_pictures, subject_prompts
 from reproduce.evaluation.scores import sample
-from reproduce.harness.declare import Prompts, Table, World
+from reproduce.harness.declare import Table, World
 from reproduce.training.methods import METHODS
 
 if TYPE_CHECKING:
@@ -60,17 +60,6 @@ class Targets:
     subject: str | None = None
 
 
-def dreambooth(subject: str) -> Targets:
-    """Return the pictures of one of DreamBooth's subjects.
-
-    Raises:
-        ValueError: no subject of this name.
-    """
-    subject_prompts(subject)
-    kind = SUBJECTS[subject]
-    return Targets(10, f"a photo of sks {kind}", f"a photo of a {kind}", prior=200, subject=subject)
-
-
 # Where each of these comes from.
 SOURCES = {
     "count": "own choice at pocket scale; all that there are at full scale",
@@ -84,8 +73,20 @@ SETS = {
     "chalk": Targets(400),
     "panda": Targets(5, concept.PROMPT, concept.plain(concept.PROMPT), prior=40),
     "pokemon": Targets(10_000),  # all that there are
-    "dreambooth": dreambooth(SUBJECT),
+    "dreambooth": Targets(10, "a photo of sks dog", "a photo of a dog", prior=200, subject="dog"),
 }
+
+
+def dreambooth(subject: str) -> Targets:
+    """Return the pictures of one of DreamBooth's subjects.
+
+    Raises:
+        ValueError: no subject of this name.
+    """
+    subject_prompts(subject)
+    kind = SUBJECTS[subject]
+    own = {"prompt": f"a photo of sks {kind}", "class_prompt": f"a photo of a {kind}"}
+    return replace(SETS["dreambooth"], subject=subject, **own)
 
 
 def write_pictures(folder: Path, images: Tensor, texts: list[str]) -> None:
@@ -167,13 +168,6 @@ def target_set(table: Table, world: World) -> tuple[str, Targets]:
     asked = dict(world.settings.get("targets", {}))
     some = dreambooth(asked["subject"]) if asked.get("subject") else SETS[name]
     return name, replace(some, **asked)
-
-
-def table_prompts(some: Prompts, world: World) -> str:
-    """Name the prompt set that a table is compared on: of a subject's prompts, those of the subject asked for."""
-    name = getattr(some, "pocket" if world.twins else world.scale)
-    subject = world.settings.get("targets", {}).get("subject")
-    return f"{SUBJECT_PROMPTS}{subject}" if subject and f"{name}-" == SUBJECT_PROMPTS else name
 
 
 def folders(work: Work, row: str, model: str) -> dict[str, Path]:

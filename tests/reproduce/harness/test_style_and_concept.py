@@ -16,6 +16,7 @@ from reproduce.data.prompt_sets import SETS, SUBJECTS, read_pictures, read_promp
 from reproduce.evaluation import likeness
 from reproduce.harness import targets
 from reproduce.harness.declare import World
+from reproduce.harness.rows import prompt_set
 
 FACTS = [Fact("cat"), Fact("dog", color="red"), Fact("fox", count=3), Fact("tiger", place="moon")]
 built = pytest.mark.skipif(not (WEIGHTS / "selfsup").is_dir(), reason="the pocket world is not built")
@@ -82,12 +83,12 @@ def test_each_of_dreambooths_30_subjects_can_be_named():
     asked = pso_table4.TABLE.prompts["contexts"]
     for subject, kind in SUBJECTS.items():
         world = World(scale="full", settings={"targets": {"subject": subject}})
-        prompts = read_prompts(targets.table_prompts(asked, world))
+        prompts = read_prompts(prompt_set(asked, world))
         assert len(set(prompts)) == 25 and all(f"sks {kind}" in prompt for prompt in prompts)
         assert ("a sks " + kind + " wearing a red hat" in prompts) == (kind in ("cat", "dog"))
         name, some = targets.target_set(pso_table4.TABLE, world)
         assert (name, some.subject, some.class_prompt) == ("dreambooth", subject, f"a photo of a {kind}")
-    assert targets.table_prompts(asked, World(scale="full")) == "dreambooth-prompts"
+    assert prompt_set(asked, World(scale="full")) == "dreambooth-prompts"
     assert targets.target_set(pso_table4.TABLE, World(scale="full"))[1].subject == "dog"
     unknown = World(scale="full", settings={"targets": {"subject": "dog4"}})
     with pytest.raises(ValueError, match="unknown subject 'dog4' of DreamBooth: choose from backpack, "):
