@@ -26,6 +26,7 @@ SETTINGS = {  # row -> guidance, reward scale
     "cfg4.5-reward1": (4.5, 1.0),
     "cfg4.5-reward10": (4.5, 10.0),
 }
+SOURCE = "DI++ App. A.2: one of its five configurations"
 OTHERS = {
     "sd15": "SD 1.5, 25 steps",
     "sd15-lcm": "SD 1.5 LCM, 4 steps",
@@ -58,7 +59,7 @@ TABLE = Table(
         name: Row(
             f"DI++, guidance {guidance:g}, reward {scale:g}",
             "dipp",
-            {"guidance": guidance, "reward_scale": scale},
+            {"guidance": (guidance, SOURCE), "reward_scale": (scale, SOURCE)},
             start="pretrained",
         )
         for name, (guidance, scale) in SETTINGS.items()

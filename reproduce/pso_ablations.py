@@ -24,24 +24,50 @@ from reproduce.harness.command import command
 from reproduce.harness.declare import Column, Own, Row, Table
 from reproduce.papers import pso
 
-# As published for SDXL-DMD2; in the full recipe beta is the paper's.
-CODE = {"reduction": "mean", "sum_steps": "outside", "beta": 50.0, "clamp": 0.1, "shared_start": False, "steps": 4}
-SHORT = {"rounds": 20, "pairs": 32, "minibatch": 32, "lr": 2e-5}
-FULL = {"rounds": 1000, "pairs": 128, "minibatch": 32, "lr": 1e-5}
+# As published for SDXL-DMD2.
+CODE = {
+    "reduction": ("mean", "published PSO code"),
+    "sum_steps": ("outside", "published PSO code"),
+    "beta": (50.0, "published PSO code"),
+    "clamp": (0.1, "published PSO code"),
+    "shared_start": (False, "published PSO code: x_T is drawn for each of a pair"),
+    "steps": (4, "PSO App. B.1: N = 4; published code for DMD2: 8, which is a row of its own"),
+}
+SHORT = {
+    "rounds": (20, "own choice: a third of Table 2's"),
+    "pairs": (32, "own choice: as Table 2"),
+    "minibatch": (32, "PSO App. B.1"),
+    "lr": (2e-5, "own choice: twice Table 2's"),
+}
+FULL = {
+    "rounds": (1000, "own choice: a fifth of PSO App. B.1's"),
+    "pairs": (128, "PSO App. B.1"),
+    "minibatch": (32, "PSO App. B.1"),
+    "lr": (1e-5, "PSO App. B.1"),
+}
+CHANGED = "own choice: the one change of the row"
 TUNING = "none: twice the lr and a third of the rounds of Table 2, the same in all rows"
 # row -> (title, what differs from the base recipe)
 VARIANTS = {
     "code": ("published code", {}),
-    "paper": ("as printed", {"reduction": "sum", "sum_steps": "inside", "beta": 5.0, "clamp": None}),
-    "inside": ("sum over steps inside the sigmoid", {"sum_steps": "inside"}),
-    "summed": ("log-probs summed over dimensions", {"reduction": "sum"}),
-    "beta-5": ("beta 5", {"beta": 5.0}),
-    "beta-500": ("beta 500", {"beta": 500.0}),
-    "shared": ("shared x_T", {"shared_start": True}),
-    "steps-8": ("trained at 8 sampling steps", {"steps": 8}),
-    "no-clamp": ("without the clamp", {"clamp": None}),
+    "paper": (
+        "as printed",
+        {
+            "reduction": ("sum", "PSO Eq. 7"),
+            "sum_steps": ("inside", "PSO Eq. 7"),
+            "beta": (5.0, "PSO App. B.1"),
+            "clamp": (None, "PSO Eq. 7 has none"),
+        },
+    ),
+    "inside": ("sum over steps inside the sigmoid", {"sum_steps": ("inside", "PSO Eq. 7")}),
+    "summed": ("log-probs summed over dimensions", {"reduction": ("sum", "PSO Eq. 7")}),
+    "beta-5": ("beta 5", {"beta": (5.0, "PSO App. B.1")}),
+    "beta-500": ("beta 500", {"beta": (500.0, CHANGED)}),
+    "shared": ("shared x_T", {"shared_start": (True, CHANGED)}),
+    "steps-8": ("trained at 8 sampling steps", {"steps": (8, "published PSO code for DMD2: 8 sampled, 7 trained")}),
+    "no-clamp": ("without the clamp", {"clamp": (None, "PSO Eq. 7 has none")}),
     "fast": ("10 x lr", {}),
-    "fast-no-clamp": ("10 x lr, without the clamp", {"clamp": None}),
+    "fast-no-clamp": ("10 x lr, without the clamp", {"clamp": (None, "PSO Eq. 7 has none")}),
 }
 
 
@@ -57,8 +83,9 @@ WATCHED = {  # of a run's records
 
 def row(name: str, title: str, own: dict) -> Row:
     """Return a row of VARIANTS, at ten times the rate where its name says "fast"."""
-    rate = 10 if name.startswith("fast") else 1
-    short, full = ({**some, "lr": some["lr"] * rate} for some in (SHORT, FULL))
+    short, full = SHORT, FULL
+    if name.startswith("fast"):
+        short, full = ({**some, "lr": (some["lr"][0] * 10, CHANGED)} for some in (SHORT, FULL))
     return Row(title, "pso-online", CODE | own | short, full=full, tuning=TUNING)
 
 

@@ -6,7 +6,8 @@ python reproduce/pso_table1.py --smoke --out runs/smoke
 
 The teacher is tuned by Diffusion-DPO and by plain fine-tuning on the winners (SFT), on the pairs that offline PSO has;
 "DPO + distillation LoRA" puts the LoRA that distils the teacher onto each run of the DPO'd one. All rows that are
-trained take as many pictures. RPO, SPO and MaPO are the paper's numbers alone.
+trained take as many pictures, but for the DPO'd teacher at full scale, whose settings are Diffusion-DPO's own. RPO, SPO
+and MaPO are the paper's numbers alone.
 
 At full scale DPO and SFT are trained here too: the commit of the authors' DPO'd SDXL
 (mhdang/dpo-sdxl-text2image-v1) is not known to this project, which reads nothing that is not pinned.
@@ -26,9 +27,7 @@ TABLE = Table(
         "rpo": Row("teacher, RPO", elsewhere=True),
         "spo": Row("teacher, SPO", elsewhere=True),
         "mapo": Row("teacher, MaPO", elsewhere=True),
-        "dpo-lora": Row(
-            "DPO + distillation LoRA", start="dpo", composed={"pocket": "pocket-dmd-lora", "full": "sdxl-dmd2-lora"}
-        ),
+        "dpo-lora": pso.composed("DPO + distillation LoRA", {"pocket": "pocket-dmd-lora", "full": "sdxl-dmd2-lora"}),
         "base": Row("base"),
         "offline": Row("offline PSO", "pso-offline", tuning=pso.TUNING),
         "online": Row("online PSO", "pso-online", tuning=pso.TUNING),

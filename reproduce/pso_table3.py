@@ -14,7 +14,7 @@ from reproduce.harness.declare import Own, Row, Sampled, Table
 from reproduce.papers import pso
 
 LORA = {"pocket": "pocket-lcm", "full": "sdxl-lcm-lora"}
-RANK = {"rank": 32}  # PSO App. B.1, at full scale
+RANK = {"rank": (32, "PSO App. B.1: 32 for SDXL-LCM")}
 
 TABLE = Table(
     name="pso_table3",
@@ -25,7 +25,7 @@ TABLE = Table(
             "teacher + LCM-LoRA",
             sampled=Sampled(LORA, steps=4, guidance={"pocket": 1.0, "full": 1.0}, kernel="renoise"),
         ),
-        "dpo-lora": Row("DPO + LCM-LoRA", start="dpo", composed=LORA),
+        "dpo-lora": pso.composed("DPO + LCM-LoRA", LORA),
         "offline": Row("offline PSO", "pso-offline", full=RANK, tuning=pso.TUNING),
         "online": Row("online PSO", "pso-online", full=RANK, tuning=pso.TUNING),
     },

@@ -24,25 +24,29 @@ DENSE, RETURNS, NORMALISATION = "dense rewards", "discounted returns", "normalis
 WEIGHTING, UPDATES, LAST = "importance weighting", "gradient updates", "the last step (not in the paper)"
 # row -> (title, panel of the paper, what differs from SDPO as it is)
 VARIANTS = {
-    "random": ("3 queries & random anchor", DENSE, {"queries": "random"}),
-    "fixed": ("3 queries & fixed anchor", DENSE, {"queries": "fixed"}),
-    "similarity": ("2 queries & similarity", DENSE, {"queries": "similarity"}),
-    "interpolation": ("2 queries & interpolation", DENSE, {"queries": "interpolation"}),
-    "copy": ("1 query & copy", DENSE, {"queries": "copy"}),
-    "all": ("all queries", DENSE, {"queries": "all"}),
-    "gamma-0.9": ("gamma 0.9", RETURNS, {"gamma": 0.9}),
-    "gamma-1": ("gamma 1", RETURNS, {"gamma": 1.0}),
-    "gamma-0": ("rewards without returns", RETURNS, {"gamma": 0.0}),
-    "prompt": ("per prompt", NORMALISATION, {"normalize": "prompt"}),
-    "global": ("global", NORMALISATION, {"normalize": "global"}),
-    "decay-0.9": ("lambda 0.9", WEIGHTING, {"decay": 0.9}),
-    "decay-1": ("lambda 1", WEIGHTING, {"decay": 1.0}),
-    "reverse": ("reverse", WEIGHTING, {"decay_order": "reverse"}),
-    "accumulated": ("accumulated", UPDATES, {"updates": "accumulated"}),
-    "sequential": ("without shuffling", UPDATES, {"updates": "sequential"}),
-    "without-last": ("without the last step", LAST, {"last_step": False}),
+    "random": ("3 queries & random anchor", DENSE, {"queries": ("random", "SDPO Fig. 5")}),
+    "fixed": ("3 queries & fixed anchor", DENSE, {"queries": ("fixed", "SDPO Fig. 5")}),
+    "similarity": ("2 queries & similarity", DENSE, {"queries": ("similarity", "SDPO Fig. 5")}),
+    "interpolation": ("2 queries & interpolation", DENSE, {"queries": ("interpolation", "SDPO Fig. 5")}),
+    "copy": ("1 query & copy", DENSE, {"queries": ("copy", "SDPO Fig. 5")}),
+    "all": ("all queries", DENSE, {"queries": ("all", "SDPO Fig. 5")}),
+    "gamma-0.9": ("gamma 0.9", RETURNS, {"gamma": (0.9, "SDPO Fig. 5")}),
+    "gamma-1": ("gamma 1", RETURNS, {"gamma": (1.0, "SDPO Fig. 5")}),
+    "gamma-0": ("rewards without returns", RETURNS, {"gamma": (0.0, "SDPO Fig. 5")}),
+    "prompt": ("per prompt", NORMALISATION, {"normalize": ("prompt", "SDPO Fig. 6")}),
+    "global": ("global", NORMALISATION, {"normalize": ("global", "SDPO Fig. 6")}),
+    "decay-0.9": ("lambda 0.9", WEIGHTING, {"decay": (0.9, "SDPO Fig. 6")}),
+    "decay-1": ("lambda 1", WEIGHTING, {"decay": (1.0, "SDPO Fig. 6")}),
+    "reverse": ("reverse", WEIGHTING, {"decay_order": ("reverse", "SDPO Fig. 6")}),
+    "accumulated": ("accumulated", UPDATES, {"updates": ("accumulated", "SDPO Fig. 6")}),
+    "sequential": ("without shuffling", UPDATES, {"updates": ("sequential", "SDPO Fig. 6")}),
+    "without-last": ("without the last step", LAST, {"last_step": (False, "own choice: a row that the paper lacks")}),
 }
-SHARED = {"reward": "aesthetic", "snapshot_every": 8}
+SHARED = {
+    "reward": ("aesthetic", "SDPO Sec. 4.3"),
+    "snapshot_every": (8, "own choice: points of a curve"),
+}
+FULL = {"snapshot_every": (10, "own choice: points of a curve")}
 COLORS = ("orange", "green", "red", "purple", "sky", "grey")
 
 
@@ -70,11 +74,8 @@ TABLE = Table(
     name="sdpo_ablations",
     title="SDPO Figs. 5, 6: ablations",
     rows={"base": Row("base")}
-    | {
-        name: Row(title, "sdpo", SHARED | own, full={"snapshot_every": 10}, group=group)
-        for name, (title, group, own) in VARIANTS.items()
-    }
-    | {"sdpo": Row("SDPO", "sdpo", SHARED, full={"snapshot_every": 10})},
+    | {name: Row(title, "sdpo", SHARED | own, full=FULL, group=group) for name, (title, group, own) in VARIANTS.items()}
+    | {"sdpo": Row("SDPO", "sdpo", SHARED, full=FULL)},
     prompts=sdpo.ANIMALS,
     steps=(1, 4, 16),
     metrics={

@@ -46,10 +46,7 @@ TABLE = Table(
     name="sdpo_curves",
     title="SDPO Figs. 3, 4, 8-11: rewards against training samples",
     rows={"base": Row("base")}
-    | {
-        name: replace(row, metrics=(row.settings["reward"], f"{row.settings['reward']}-rise"))
-        for name, row in sdpo.ROWS.items()
-    },
+    | {name: replace(row, metrics=(*row.metrics, f"{row.metrics[0]}-rise")) for name, row in sdpo.ROWS.items()},
     prompts=sdpo.ANIMALS,
     steps=tuple(FIGURES),
     metrics=REWARDS

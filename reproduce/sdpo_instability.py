@@ -25,7 +25,12 @@ from reproduce.harness.sheets import Sheet, panel, watched
 from reproduce.papers import sdpo
 
 METHODS = {"d3po": ("D3PO", "grey"), "ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange")}
-SHARED, FULL = {"reward": "aesthetic", "snapshot_every": 4}, {"snapshot_every": 5}
+SHARED = {
+    "reward": ("aesthetic", "own choice: not published; as SDPO Sec. 4.3"),
+    "snapshot_every": (4, "own choice: points of a curve"),
+}
+FULL = {"snapshot_every": (5, "own choice: points of a curve")}
+MIXED = "own choice: SDPO App. B mixes lengths and names none"
 LENGTHS = (1, 2, 4, 8, 16)
 
 
@@ -50,7 +55,7 @@ def figures(result: dict) -> dict[str, Sheet]:
 def short(method: str, steps: int) -> Row:
     """Return a row that is trained on trajectories of 1 or 2 steps."""
     title = f"{METHODS[method][0]}, {steps} step{'s' * (steps > 1)}"
-    return Row(title, method, SHARED | {"steps": steps}, full=FULL)
+    return Row(title, method, SHARED | {"steps": (steps, "SDPO Fig. 7")}, full=FULL)
 
 
 TABLE = Table(
@@ -61,7 +66,10 @@ TABLE = Table(
     | {f"{method}-{steps}": short(method, steps) for steps in (1, 2) for method in METHODS}
     | {
         "ddpo-mixed": Row(
-            "DDPO, mixed", "ddpo", SHARED | {"mixed_steps": LENGTHS}, full=FULL | {"mixed_steps": (*LENGTHS, 50)}
+            "DDPO, mixed",
+            "ddpo",
+            SHARED | {"mixed_steps": (LENGTHS, MIXED)},
+            full=FULL | {"mixed_steps": ((*LENGTHS, 50), MIXED)},
         )
     },
     prompts=sdpo.ANIMALS,

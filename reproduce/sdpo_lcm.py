@@ -17,22 +17,33 @@ from reproduce.harness.sheets import Sheet, watched
 from reproduce.papers import sdpo
 
 METHODS = {"ddpo": ("DDPO", "green"), "rebel": ("REBEL", "orange"), "sdpo": ("SDPO", "blue")}
-SHARED = {"reward": "aesthetic", "kernel": "renoise", "steps": 8, "snapshot_every": 4}
+RLCM_CODE = "SDPO App. A.2: as RLCM; published RLCM code, Aesthetic"
+SHARED = {
+    "reward": ("aesthetic", "own choice: not published; as SDPO Sec. 4.3"),
+    "kernel": ("renoise", "the model's own sampler"),
+    "steps": (8, RLCM_CODE),
+    "snapshot_every": (4, "own choice: points of a curve"),
+}
 # Own tuning on Aesthetic, three rates a method at seed 100: 3e-3 and 1e-2 for 10 rounds, then 5e-3 for all 32 (SDPO,
 # with seven updates a round to the others' one: 2e-3). The last cost more than one animal in ten at 8 steps, DDPO and
 # REBEL after 24 rounds, SDPO after 32: below it stand 3e-3, which kept all for 10 rounds, and sdpo_table1's 1e-3.
-OWN = {"ddpo": {"lr": 3e-3}, "rebel": {"lr": 3e-3, "shared_start": False}, "sdpo": {"lr": 1e-3}}
-RLCM = {  # the published code's, for Aesthetic
-    "lr": 1e-4,
-    "weight_decay": 0.0,
-    "rank": 8,
-    "alpha": 8,
-    "grad_clip": 5.0,
-    "advantage_clip": 10.0,
-    "rounds": 1000,
-    "pairs": 32,  # 8 prompts on each of 4 GPUs
-    "minibatch": 32,
-    "snapshot_every": 100,
+TUNED = "own tuning at pocket scale"
+OWN = {
+    "ddpo": {"lr": (3e-3, TUNED)},
+    "rebel": {"lr": (3e-3, TUNED), "shared_start": (False, "published RLCM code: a start each")},
+    "sdpo": {"lr": (1e-3, TUNED)},
+}
+RLCM = {
+    "lr": (1e-4, RLCM_CODE),
+    "weight_decay": (0.0, RLCM_CODE),
+    "rank": (8, RLCM_CODE),
+    "alpha": (8, RLCM_CODE),
+    "grad_clip": (5.0, RLCM_CODE),
+    "advantage_clip": (10.0, RLCM_CODE),
+    "rounds": (1000, RLCM_CODE + ": 100 epochs of 10 batches"),
+    "pairs": (32, RLCM_CODE + ": 8 prompts on each of 4 GPUs"),
+    "minibatch": (32, RLCM_CODE + ": 2 x 4 on each of 4 GPUs"),
+    "snapshot_every": (100, "own choice: points of a curve"),
 }
 
 

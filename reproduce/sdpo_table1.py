@@ -12,15 +12,15 @@ from reproduce.harness.command import command
 from reproduce.harness.declare import Column, Prompts, Row, Table
 from reproduce.papers import sdpo
 
-LONG = {"reward": "aesthetic", "steps": 50} | sdpo.CURVE
+LONG = {"reward": ("aesthetic", "SDPO Sec. 4.1"), "steps": (50, "SDPO Table 2")} | sdpo.CURVE
+FEW = {"micro_batch": (2, "own choice: a row of REBEL's minibatch is 2 T pictures")}
 # The paper's T, for one reward and one training seed, beside the pocket world's T = 20.
 LONG_ROWS = {
     f"{method}-aesthetic-50": {
         "pocket": Row(
             title,
             method,
-            # A row of REBEL's minibatch is 2 T pictures.
-            LONG | ({"micro_batch": 2} if method == "rebel" else {}),
+            LONG | (FEW if method == "rebel" else {}),
             metrics=("aesthetic",),
             group="Aesthetic, T = 50",
             seeds=(0,),
@@ -35,7 +35,7 @@ TABLE = Table(
     prompts={"unseen": Prompts("unseen prompts: colour, count, composition, location", "test-heldout", "sdpo-unseen")},
     steps=(1, 4, 16, 50),
     metrics=sdpo.REWARDS,
-    beside=sdpo.WATCHED | {"clipscore": Column("CLIP score", 4)},
+    beside=sdpo.WATCHED | {"clipscore": Column("CLIP score", 4), "imagereward-raw": Column("ImageReward, raw", 3)},
     models=sdpo.MODELS,
     teachers={},
     kernel="ddim",
@@ -47,9 +47,12 @@ TABLE = Table(
     "of T = 20, not tried again. REBEL's pairs share their start, which the paper's need not (recipes.py). On "
     "Aesthetic the methods end at very different distances from the model as it is: read each gain beside the other "
     "judges' losses, below. For the other rewards every method has the smallest rate that was tried: a smaller one "
-    "might do better. HPSv2 and PickScore are 100 times a cosine, CLIP score is one. Animal accuracy is the share of "
-    "pictures in which a classifier finds the one animal asked for; diversity is the mean distance of a prompt's "
-    "pictures in that classifier's features.",
+    "might do better. The paper's ImageReward is probably raw, since its published scorer does not normalise: "
+    "at full scale ours is (raw - 0.167) / 1.033, and the raw one is among the numbers below. That "
+    "scorer shows all rewards the pictures through OpenAI's CLIP processor, where ours have each their own. HPSv2 and "
+    "PickScore are 100 times a cosine, CLIP score is one. Animal accuracy is the share of pictures in which a "
+    "classifier finds the one animal asked for; diversity is the mean distance of a prompt's pictures in that "
+    "classifier's features.",
 )
 
 if __name__ == "__main__":

@@ -40,9 +40,8 @@ SD21_UNET = SD_BLOCKS | {
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
 }
-# The published sample_size of LCM_Dreamshaper_v7 was not seen; no weight depends on it.
 LCM_SD15_UNET = SD_BLOCKS | {
-    "sample_size": 64,
+    "sample_size": 96,  # 768 px, in its config.json, though SD 1.5's is 64
     "attention_head_dim": 8,
     "cross_attention_dim": 768,
     "time_cond_proj_dim": 256,

@@ -52,3 +52,31 @@ class FullPairConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """dtype of the teacher."""
     threads: int | None = None
+
+
+# Where each setting comes from, at each scale.
+SOURCES = {
+    "pocket": {
+        "model": "own choice: the teacher of the rows' model",
+        "prompts": "own choice",
+        "taste": "own choice: PickScore's, as PSO Sec. 3.1 ranks online pairs",
+        "count": "own choice",
+        "batch": "own choice",
+        "steps": "own choice",
+        "guidance": "own choice: pairs differ in it",
+        "tie": "PSO Sec. 3.1: about 12% of Pick-a-Pic's pairs are ties, and left out",
+        "seed": "own choice",
+    },
+    "full": {
+        "model": "PSO App. B.1: Pick-a-Pic's are SDXL-beta's and Dreamlike's",
+        "reward": "own choice: people rank the paper's; which reward is a metric of the table, too",
+        "prompts": "PSO App. B.1: Pick-a-Pic v2",
+        "count": "PSO Sec. 3.1: 58,960 prompts; the paper's pairs are 851,293",
+        "batch": "own choice",
+        "steps": "PSO Sec. 3.1: 25 steps of SDXL",
+        "guidance": "own choice: around SDXL's default 5",
+        "tie": "own choice, for PickScore's cosine",
+        "seed": "own choice",
+        "dtype": "own choice",
+    },
+}

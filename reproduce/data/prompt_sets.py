@@ -44,24 +44,65 @@ class DataSet:
 
 
 PICKAPIC = "huggingface.co/datasets/yuvalkirstain/pickapic_v2 (404 since April 2025), or ..._v2_no_images for prompts"
+PICKAPIC_V1 = "huggingface.co/datasets/yuvalkirstain/pickapic_v1_no_images"
+PSO_PROMPTS = (
+    "github.com/ZichenMiao/Pairwise_Sample_Optimization, human_preference_tuning/pso_pytorch/assets/"
+    "4k_training_prompts.json"
+)
 PICKAPIC_LICENCE = "not stated where it was published"
 COCO = "images.cocodataset.org/annotations/annotations_trainval{}.zip"
 COCO_LICENCE = "CC BY 4.0 (captions)"
 HPD = "huggingface.co/datasets/zhwang/HPDv2, folder benchmark (a copy: ymhao/HPDv2)"
 
 
-# What stands before and after a subject's name in DreamBooth's prompts.
-DREAMBOOTH = (
+# DreamBooth's 30 subjects, each with its class.
+SUBJECTS = {
+    **{name: "dog" for name in ("dog", "dog2", "dog3", "dog5", "dog6", "dog7", "dog8")},
+    **{name: "cat" for name in ("cat", "cat2")},
+    **{name: "toy" for name in ("duck_toy", "monster_toy", "poop_emoji", "rc_car", "robot_toy")},
+    **{name: "stuffed animal" for name in ("bear_plushie", "grey_sloth_plushie", "wolf_plushie")},
+    **{name: "sneaker" for name in ("colorful_sneaker", "shiny_sneaker")},
+    **{name: "backpack" for name in ("backpack", "backpack_dog")},
+    **{name: name for name in ("can", "candle", "clock", "teapot", "vase")},
+    **{"berry_bowl": "bowl", "fancy_boot": "boot", "pink_sunglasses": "glasses", "red_cartoon": "cartoon"},
+}
+SUBJECT = "dog"  # where none is named
+SUBJECT_PROMPTS = "dreambooth-prompts-"  # and the name of a subject: a prompt set
+LIVE = ("dog", "cat")  # classes of live subjects, whose prompts differ
+# What stands before and after a subject's name in DreamBooth's prompts: first and last those of all subjects.
+FIRST = (
     *(("", f" {place}") for place in ("in the jungle", "in the snow", "on the beach", "on a cobblestone street")),
     *(("", f" on top of {what}") for what in ("pink fabric", "a wooden floor")),
     *(("", f" with {what} in the background") for what in ("a city", "a mountain", "a blue house")),
     ("", " on top of a purple rug in a forest"),
+)
+LAST = tuple((f"{what} ", "") for what in ("red", "purple", "shiny", "wet", "cube shaped"))
+OF_OBJECTS = (
+    *(("", f" with {what} in the background") for what in ("a wheat field", "a tree and autumn leaves")),
+    ("", " with the Eiffel Tower in the background"),
+    *(("", f" floating {where}") for where in ("on top of water", "in an ocean of milk")),
+    *(("", f" on top of {what}") for what in ("green grass with sunflowers around it", "a mirror")),
+    *(("", f" on top of {what}") for what in ("the sidewalk in a crowded street", "a dirt road", "a white rug")),
+)
+OF_LIVE = (
     *(("", f" wearing a {what}") for what in ("red hat", "santa hat", "rainbow scarf", "black top hat and a monocle")),
     *(("", f" in a {what} outfit") for what in ("chef", "firefighter", "police")),
     *(("", f" wearing {what}") for what in ("pink glasses", "a yellow shirt")),
     ("", " in a purple wizard outfit"),
-    *((f"{what} ", "") for what in ("red", "purple", "shiny", "wet", "cube shaped")),
 )
+
+
+def subject_prompts(subject: str) -> tuple[str, ...]:
+    """Return DreamBooth's 25 prompts for one of its subjects, which is called "sks <class>".
+
+    Raises:
+        ValueError: no subject of this name.
+    """
+    if subject not in SUBJECTS:
+        raise ValueError(f"unknown subject {subject!r} of DreamBooth: choose from {', '.join(sorted(SUBJECTS))}")
+    name = f"sks {SUBJECTS[subject]}"
+    own = OF_LIVE if SUBJECTS[subject] in LIVE else OF_OBJECTS
+    return tuple(f"a {before}{name}{after}" for before, after in (*FIRST, *own, *LAST))
 
 
 def _hpd(category: str) -> DataSet:
@@ -88,22 +129,25 @@ SETS: dict[str, DataSet] = {
     ),
     "pickapic-4k": DataSet(
         "prompts",
-        "4,000 of them (which ones the paper took is not published)",
+        "the 4,000 of them that the published PSO code trains on; without its file 4,000 drawn at random",
         "online PSO: PSO App. B.1",
-        PICKAPIC,
+        f"{PSO_PROMPTS}; else {PICKAPIC}",
         PICKAPIC_LICENCE,
-        ("pickapic_v2/**/train-*.parquet", "pickapic_v2/train.txt"),
+        ("pso/**/4k_training_prompts.json", "pickapic_v2/**/train-*.parquet", "pickapic_v2/train.txt"),
         4000,
         distinct=True,
         draw=4000,
     ),
     "pickapic-test": DataSet(
         "prompts",
-        "Pick-a-Pic v2's split test_unique",
+        "Pick-a-Pic's split test_unique: v1's, which the published PSO code reads, or else v2's",
         "PSO Tables 1, 2, 3",
-        PICKAPIC,
+        f"{PICKAPIC_V1}; else {PICKAPIC}",
         PICKAPIC_LICENCE,
-        ("pickapic_v2/**/test_unique-*.parquet", "pickapic_v2/test_unique.txt"),
+        (
+            *("pickapic_v1/**/test_unique-*.parquet", "pickapic_v1/test_unique.txt"),
+            *("pickapic_v2/**/test_unique-*.parquet", "pickapic_v2/test_unique.txt"),
+        ),
         500,
     ),
     "pickapic": DataSet(
@@ -213,12 +257,12 @@ SETS: dict[str, DataSet] = {
     ),
     "dreambooth-prompts": DataSet(
         "prompts",
-        "DreamBooth's 25 prompts for a live subject, here `sks dog`",
+        "DreamBooth's 25 prompts for its subject `dog`; of another of 30, such as `cat2`: `dreambooth-prompts-cat2`",
         "PSO Table 4",
         "github.com/google/dreambooth, dataset/prompts_and_classes.txt",
         "CC BY 4.0",
         count=25,
-        prompts=tuple(f"a {before}sks dog{after}" for before, after in DREAMBOOTH),
+        prompts=subject_prompts(SUBJECT),
     ),
     "dreambooth": DataSet(
         "pictures",
@@ -281,6 +325,8 @@ def read_prompts(
         found = iter(concept.contexts())
     elif name in POCKET:
         found = iter(captions.prompts(name))
+    elif name.startswith(SUBJECT_PROMPTS):
+        found = iter(subject_prompts(name.removeprefix(SUBJECT_PROMPTS)))
     elif name in SETS:
         found = published(name, folder)
     elif not Path(name).suffix and not Path(name).exists():

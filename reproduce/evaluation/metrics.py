@@ -6,6 +6,7 @@
 | clipscore | cos(picture, prompt) in the contrastive CLIP |
 | hps, hps-2.1 (full scale) | 100 cos(picture, prompt) in HPS's CLIP, likewise |
 | imagereward, aesthetic | as `fsalign_lib.rewards` gives them |
+| imagereward-raw (full scale) | ImageReward's output before its normalisation, 1.033 times imagereward + 0.167 |
 | jpeg-incompressibility, jpeg-compressibility | plus or minus the kB of the picture as a JPEG |
 | accuracy (pocket scale) | 1 if the held-out classifier names the animal asked for, else 0; with two animals none |
 | diversity | mean distance to the prompt's other pictures, between unit features (below) |
@@ -56,7 +57,7 @@ WITHIN_PROMPTS = ("diversity", "vendi", "modes")  # these compare a prompt's pic
 SOMETIMES = ("accuracy", "modes")  # these say nothing of some prompts
 METRICS = {
     "pocket": (*REWARDS, *HELD_OUT, "vendi", "modes", "precision", "recall", "fid"),
-    "full": (*REWARDS, "hps-2.1", "diversity", "vendi", "sharpness", "fid"),
+    "full": (*REWARDS, "imagereward-raw", "hps-2.1", "diversity", "vendi", "sharpness", "fid"),
 }
 DEFAULT_METRICS = ("pickscore", "clipscore", "imagereward", "aesthetic", *HELD_OUT)
 DEFAULTS = {"pocket": DEFAULT_METRICS, "full": tuple(name for name in DEFAULT_METRICS if name != "accuracy")}
@@ -191,13 +192,17 @@ def _pocket_metrics(names: set[str], device, loaded: dict, reference: Reference 
 
 
 def _full_metrics(names: set[str], device, loaded: dict, reference: Reference | None) -> dict:
-    """Load the metrics on CLIP ViT-L/14, which is the aesthetic reward's, and on FID's network."""
+    """Load the metrics on CLIP ViT-L/14, which is the aesthetic reward's, on ImageReward and on FID's network."""
     every = {}
     if names & set(WITHIN_PROMPTS):
         shared = loaded["aesthetic"].reward if "aesthetic" in loaded else None
         tower = shared or load_reward("aesthetic", scale="full").to(device)
         every["diversity"] = lambda images, prompts: spread(tower.image_embeddings(images), prompts)
         every["vendi"] = lambda images, prompts: vendi(tower.image_embeddings(images), prompts)
+    if "imagereward-raw" in names:
+        scorer = loaded["imagereward"].reward if "imagereward" in loaded else load_reward("imagereward", scale="full")
+        scorer.to(device)
+        every["imagereward-raw"] = lambda images, prompts: scorer.std * scorer(images, list(prompts)) + scorer.mean
     if "fid" in names:
         network = inception.load_inception().to(device)
         every["fid"] = Frechet(inception.WEIGHTS.name, network, inception.FEATURES, inception.SIZE, reference)

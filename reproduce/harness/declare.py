@@ -48,9 +48,10 @@ class Row:
 
     title: str
     method: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)  # in the place of the recipe's, such as {"reward": "hps"}
-    full: dict[str, Any] = field(default_factory=dict)  # likewise, at full scale alone
-    pocket: dict[str, Any] = field(default_factory=dict)  # likewise, at pocket scale alone
+    # In the place of the recipe's, each with its source, such as {"reward": ("hps", "SDPO Sec. 4.1")}.
+    settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    full: dict[str, tuple[Any, str]] = field(default_factory=dict)  # likewise, at full scale alone
+    pocket: dict[str, tuple[Any, str]] = field(default_factory=dict)  # likewise, at pocket scale alone
     metrics: tuple[str, ...] | None = None  # of the table, those that this row is compared in; None: all
     group: str | None = None  # rows that are compared with each other alone; None: with those of all groups
     tuning: str = ""  # what was tried before the settings were fixed; the result carries it

@@ -1,16 +1,18 @@
 """Print what a table would do: rows, recipes with their sources, data, claims, and at full scale what it takes."""
 
+from typing import Any
+
 from fsalign_lib.models.hub import REVISIONS
 from fsalign_lib.models.presets import PRESETS, split
+from reproduce.data.pair_settings import SOURCES, FullPairConfig, PairConfig
 from reproduce.data.prompt_sets import SETS
-from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.harness import targets
 from reproduce.harness.claims import claims_of
 from reproduce.harness.declare import Row, Table
 from reproduce.harness.rows import CONFIGS, row_of, trained_here, uses_pairs
 from reproduce.planner.gpus import Machine
 from reproduce.planner.report import divisor, plan_rows, text
-from reproduce.recipes import describe, make_config, recipe
+from reproduce.recipes import describe, make_config, recipe, values
 from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
 
@@ -28,7 +30,9 @@ def trained_rows(table: Table, scale: str) -> dict[str, TrainConfig]:
     """Return the settings of each row that this table trains, and of those that its rows start from."""
     rows = {name: row for name, row in (table.own.starts | table.rows).items() if trained_here(table, row)}
     return {
-        name: make_config(CONFIGS[METHODS[row.method].loop], row.method, scale, **own_settings(table, row, scale))
+        name: make_config(
+            CONFIGS[METHODS[row.method].loop], row.method, scale, **values(own_settings(table, row, scale))
+        )
         for name, row in rows.items()
     }
 
@@ -38,22 +42,29 @@ def description(table: Table, scale: str) -> str:
     parts = [f"{table.title}, scale {scale}", f"training seeds {', '.join(map(str, table.seeds))}"]
     sets = (f"{getattr(prompts, scale)} for {prompts.title}" for prompts in table.prompts.values())
     parts.append("prompts: " + "; ".join(sets))
-    for name, row in table.rows.items():
+    for name, row in (table.own.starts | table.rows).items():
         parts.append(f"\nrow {name}: {row.title}" + what(row, scale))
         if row.method:
-            own = own_settings(table, row, scale) | {"seed": row.seeds or table.seeds}
+            own = own_settings(table, row, scale) | {"seed": seeds(table, row, scale)}
             parts.append(describe(row.method, scale, own))
     if table.own.targets:
         name = table.own.targets[scale]
-        parts.append(f"\ntargets {name}: {targets.SETS[name]}")
+        parts += [f"\ntargets {name}", *sourced(targets.SETS[name], targets.SOURCES)]
     elif uses_pairs(table):
-        parts.append(f"\npairs for offline methods: {PairConfig() if scale == 'pocket' else FullPairConfig()}")
+        pairs = PairConfig() if scale == "pocket" else FullPairConfig()
+        pairs.model = table.teachers[scale]
+        parts += ["\npairs for offline methods", *sourced(pairs, SOURCES[scale])]
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
     parts.append("\nclaims")
     for claim in claims_of(table):
         parts.append(f"  {claim.id}" + (f"  ({claim.printed[0]:g} > {claim.printed[1]:g})" if claim.printed else ""))
     return "\n".join(parts)
+
+
+def sourced(settings: Any, sources: dict[str, str]) -> list[str]:
+    """Return the settings that have sources, as lines "setting = value  # source"."""
+    return [f"  {name} = {getattr(settings, name)!r}  # {source}" for name, source in sources.items()]
 
 
 def what(row: Row, scale: str) -> str:
@@ -68,14 +79,24 @@ def what(row: Row, scale: str) -> str:
     return how
 
 
-def own_settings(table: Table, row: Row, scale: str) -> dict:
-    """Return the settings of the table and of the row, which stand in the place of the recipe's."""
-    own = {"model": (row.sampled.models if row.sampled else table.models)[scale]} | row.settings
-    if METHODS[row.method].loop != "distill":
-        return own
-    trained = row.start and row_of(table, row.start).method
-    start = f"the run of row {row.start}" if trained else None
-    return {"teacher": table.teachers[scale], "start": start} | own
+def own_settings(table: Table, row: Row, scale: str) -> dict[str, tuple[Any, str]]:
+    """Return the settings of the table and of the row, which stand in the place of the recipe's, with their sources."""
+    paper = table.title.partition(":")[0]  # such as "PSO Table 1"
+    source = paper if scale == "full" else f"own choice: stands for that of {paper}"
+    own = {"model": ((row.sampled.models if row.sampled else table.models)[scale], source)}
+    if METHODS[row.method].loop == "distill":
+        trained = row.start and row_of(table, row.start).method
+        start = f"the run of row {row.start}" if trained else None
+        own |= {"teacher": (table.teachers[scale], source)}
+        own |= {"start": (start, f"{paper}: the pre-trained generator" if trained else "the model itself")}
+    return own | row.settings
+
+
+def seeds(table: Table, row: Row, scale: str) -> tuple[tuple[int, ...], str]:
+    """Return the training seeds of a row, with their source and the recipe's seed where that has one of a paper."""
+    seed, source = recipe(row.method, scale)["seed"]
+    printed = "" if source.startswith("own choice") else f"; {source}: {seed}"
+    return row.seeds or table.seeds, f"own choice: the training seeds of the table{printed}"
 
 
 def weights(table: Table) -> list[str]:

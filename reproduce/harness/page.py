@@ -6,13 +6,16 @@ Below, `result` is the content of results/<table>.json, or None where nothing wa
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from reproduce.common.provenance import core_seconds
+from reproduce.data.pair_settings import FullPairConfig, PairConfig
 from reproduce.harness.claims import PAPERS, claims_of, count, row_cells
 from reproduce.harness.curves import spent
 from reproduce.harness.declare import Column, Row, Table
+from reproduce.harness.rows import uses_pairs
 from reproduce.papers.claim import Claim, printed, printed_line
-from reproduce.recipes import sdpo
+from reproduce.recipes import recipe, sdpo
 from reproduce.training.methods import METHODS
 
 NOT_RUN = "not run"
@@ -30,7 +33,7 @@ def page(table: Table, result: dict | None) -> str:
     parts = [f"# {table.title}"]
     if result and result["smoke"]:
         parts.append("**A smoke run: settings cut down until it is quick. Its numbers mean nothing.**")
-    parts += introduction(table, scale)
+    parts += introduction(table, result, scale)
     parts += [f"**Claims: {total(table, result)}.**", tally(table, result)]
     if result:
         pictures = (table.own.figures(result) if table.own.figures else {}) | table.own.drawings
@@ -49,7 +52,7 @@ def page(table: Table, result: dict | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def introduction(table: Table, scale: str) -> list[str]:
+def introduction(table: Table, result: dict | None, scale: str) -> list[str]:
     """Say what the numbers are, how a claim is decided, what the metrics mean, and what the paper says."""
     unprinted = "The paper draws this." if table.own.figures else "The paper has no such table."
     seeds = len(table.seeds) if any(row.method for row in table.rows.values()) else 0
@@ -67,8 +70,32 @@ def introduction(table: Table, scale: str) -> list[str]:
         f"Made by `python reproduce/{table.name}.py`; do not edit. {numbers}. {decided}",
         *([ONE_SEED] if seeds == 1 else []),
         *([table.note] if table.note else []),
+        *([ranking(table, result, scale)] if uses_pairs(table) else []),
         f"**The paper's words** ({claims.source}). {claims.words}",
     ]
+
+
+def ranking(table: Table, result: dict | None, scale: str) -> str:
+    """Say who ranked the pairs that offline rows learn from, and how often a run sees each of them."""
+    made = (result or {}).get("pairs") or {"config": asdict(PairConfig() if scale == "pocket" else FullPairConfig())}
+    config = made["config"]
+    if "taste" in config:
+        by = f"the simulated judge, in its taste for `{config['taste']}`, as the paper's are by people"
+    elif "reward" in config:
+        by = f"the reward `{config['reward']}`, where the paper's are by people"
+    else:
+        by = "people, as the paper's: they are Pick-a-Pic's"
+    parts = [f"**Pairs.** Those that offline rows learn from are ranked by {by}."]
+    if metric := table.metrics.get(config.get("reward")):
+        parts.append(
+            f"{metric.title} is a metric of this table, too: what these rows gain in it is what they were shown."
+        )
+    known = recipe("pso-offline", scale)
+    draws, pairs = known["updates"][0] * known["batch"][0], made.get("pairs", config.get("count"))
+    paper = "; in the paper 0.4 times, 851,293 pairs" if scale == "full" else ""
+    if pairs:
+        parts.append(f"A run of offline PSO sees each of {pairs:,} pairs {draws / pairs:.1f} times{paper}.")
+    return " ".join(parts)
 
 
 # claims

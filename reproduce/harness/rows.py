@@ -34,7 +34,7 @@ from reproduce.common.cli import processes, seen
 from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data import sampled_pairs
-from reproduce.data.prompt_sets import data_folder, read_prompts
+from reproduce.data.prompt_sets import SUBJECT_PROMPTS, data_folder, read_prompts
 from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.evaluation.cost import COSTS, sampling_cost
 from reproduce.evaluation.likeness import LIKENESS, load_likeness
@@ -42,7 +42,7 @@ from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Frechet, Metri
 from reproduce.evaluation.scores import evaluate
 from reproduce.harness import targets
 from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
-from reproduce.recipes import make_config, recipe
+from reproduce.recipes import make_config, recipe, values
 from reproduce.train_distill import DistillConfig
 from reproduce.train_offline import OfflineConfig
 from reproduce.train_online import OnlineConfig
@@ -97,8 +97,8 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
         make_twins(table, set(scored_names(table, "full", pictures=2)), folder / "twins")
     model = load(table.models[world.scale], model_dtype(table, world.scale))
     names = scored_names(table, world.scale, world.pictures or table.pictures[world.scale])
-    sets = "pocket" if world.twins else world.scale
-    prompts = {name: read_prompts(getattr(some, sets))[: world.prompts] for name, some in table.prompts.items()}
+    sets = {name: prompt_set(some, world) for name, some in table.prompts.items()}
+    prompts = {name: read_prompts(some)[: world.prompts] for name, some in sets.items()}
     metrics = load_table_metrics(table, world, folder, names, model)
     weights = {}
     if world.scale == "pocket":
@@ -109,6 +109,13 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
         for seed in row_seeds(table, row):
             check_same(work, row, seed)
     return work
+
+
+def prompt_set(some: Prompts, world: World) -> str:
+    """Name the prompt set that a table is compared on: of a subject's prompts, those of the subject asked for."""
+    name = getattr(some, "pocket" if world.twins else world.scale)
+    subject = world.settings.get("targets", {}).get("subject")
+    return f"{SUBJECT_PROMPTS}{subject}" if subject and f"{name}-" == SUBJECT_PROMPTS else name
 
 
 def model_dtype(table: Table, scale: str) -> torch.dtype:
@@ -251,7 +258,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
         given["teacher"] = table.teachers[world.scale]
         start = start_of(table, row, seed)
         given["start"] = training_folder(work, *start) if start else None
-    given |= about.settings | world.settings.get(about.method, {}) | {"threads": work.threads}
+    given |= values(about.settings) | world.settings.get(about.method, {}) | {"threads": work.threads}
     if world.training_prompts and loop != "offline":
         given["prompts"] = world.training_prompts
     return make_config(CONFIGS[loop], about.method, world.scale, **given)

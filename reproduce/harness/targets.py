@@ -5,7 +5,7 @@
 | chalk (pocket) | scenes of the training prompts, drawn as line art on dark paper | the prompts |
 | panda (pocket) | five drawings of a creature outside the 45 animals | "a v bear" for all |
 | pokemon (full) | a folder that you bring (DATA.md) | its own |
-| dreambooth (full) | one subject of DreamBooth's data set, `dog` | "a photo of sks dog" for all |
+| dreambooth (full) | one subject of DreamBooth's: `dog`, or another that is named | "a photo of sks dog" for all |
 
 A subject comes with two sets of samples, each of the model before any training: `prior`, of its class, of the model
 that a row trains; and `pairs`, in which each target stands against a sample of the few-step model for the subject's own
@@ -30,7 +30,7 @@ from fsalign_lib.pocket.render import render
 from reproduce.common.cli import processes
 from reproduce.common.files import write_text
 from reproduce.data.latents import read_picture
-from reproduce.data.prompt_sets import find, read_pictures
+from reproduce.data.prompt_sets import SUBJECTS, find, read_pictures, subject_prompts
 from reproduce.evaluation.scores import sample
 from reproduce.harness.declare import Table, World
 from reproduce.training.methods import METHODS
@@ -38,7 +38,6 @@ from reproduce.training.methods import METHODS
 if TYPE_CHECKING:
     from reproduce.harness.rows import Work
 
-SUBJECT = "dog"  # of DreamBooth's data set
 READ = 200  # pictures that metrics compare with, at most
 
 
@@ -47,6 +46,7 @@ class Targets:
     """Describe a set of pictures to learn.
 
     Attributes:
+        subject: one of DreamBooth's (see prompt_sets.SUBJECTS), which says prompt and class; None: of another set.
         prompt: of a subject's pictures, with its name in it; None for a style, whose pictures have captions.
         class_prompt: of its class.
         references, prior: samples that are drawn of the subject's prompt and of its class.
@@ -57,14 +57,36 @@ class Targets:
     class_prompt: str | None = None
     references: int = 20  # published PSO code
     prior: int = 0
+    subject: str | None = None
 
 
+# Where each of these comes from.
+SOURCES = {
+    "count": "own choice at pocket scale; all that there are at full scale",
+    "prompt": "PSO App. B.3: 'A photo of [V] concept'",
+    "class_prompt": "DreamBooth: the class without its name",
+    "references": "published PSO code: 20",
+    "prior": "own choice at pocket scale; DreamBooth's public implementations: 200",
+    "subject": "DreamBooth's data set, as PSO App. B.3; which of the 30 is not published",
+}
 SETS = {
     "chalk": Targets(400),
     "panda": Targets(5, concept.PROMPT, concept.plain(concept.PROMPT), prior=40),
     "pokemon": Targets(10_000),  # all that there are
-    "dreambooth": Targets(10, f"a photo of sks {SUBJECT}", f"a photo of a {SUBJECT}", prior=200),
+    "dreambooth": Targets(10, "a photo of sks dog", "a photo of a dog", prior=200, subject="dog"),
 }
+
+
+def dreambooth(subject: str) -> Targets:
+    """Return the pictures of one of DreamBooth's subjects.
+
+    Raises:
+        ValueError: no subject of this name.
+    """
+    subject_prompts(subject)
+    kind = SUBJECTS[subject]
+    own = {"prompt": f"a photo of sks {kind}", "class_prompt": f"a photo of a {kind}"}
+    return replace(SETS["dreambooth"], subject=subject, **own)
 
 
 def write_pictures(folder: Path, images: Tensor, texts: list[str]) -> None:
@@ -76,24 +98,23 @@ def write_pictures(folder: Path, images: Tensor, texts: list[str]) -> None:
     write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
 
 
-def build_targets(name: str, folder: Path, count: int) -> None:
+def build_targets(name: str, folder: Path, some: Targets) -> None:
     """Draw a pocket set, or copy a subject's pictures, unless that is done; a style of full scale stays where it is."""
     if (folder / "metadata.jsonl").exists() or name == "pokemon":
         return
     generator = torch.Generator().manual_seed(0)
     if name == "chalk":
-        texts = captions.prompts("train")[:count]
+        texts = captions.prompts("train")[: some.count]
         write_pictures(folder, render([captions.parse(text) for text in texts], generator, style="chalk"), texts)
     elif name == "panda":
-        texts = [concept.PROMPT] * count
+        texts = [concept.PROMPT] * some.count
         write_pictures(folder, concept.draw(texts, generator), texts)
     else:
-        prompt = SETS[name].prompt
-        rows = read_pictures(find(name)[0] / SUBJECT, prompt)[:count]
+        rows = read_pictures(find(name)[0] / some.subject, some.prompt)[: some.count]
         folder.mkdir(parents=True, exist_ok=True)
         for path, _ in rows:
             shutil.copy(path, folder / path.name)
-        lines = [json.dumps({"file_name": path.name, "text": prompt}) for path, _ in rows]
+        lines = [json.dumps({"file_name": path.name, "text": some.prompt}) for path, _ in rows]
         write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
 
 
@@ -144,7 +165,9 @@ def build_references(folder: Path, targets: Path, model: LatentModel, prompt: st
 def target_set(table: Table, world: World) -> tuple[str, Targets]:
     """Return the set that a table's rows learn, as large as the world has it; with twins, the pocket world's."""
     name = table.own.targets["pocket" if world.twins else world.scale]
-    return name, replace(SETS[name], **world.settings.get("targets", {}))
+    asked = dict(world.settings.get("targets", {}))
+    some = dreambooth(asked["subject"]) if asked.get("subject") else SETS[name]
+    return name, replace(some, **asked)
 
 
 def folders(work: Work, row: str, model: str) -> dict[str, Path]:
@@ -165,14 +188,17 @@ def folders(work: Work, row: str, model: str) -> dict[str, Path]:
 def settings(work: Work) -> dict:
     """Return the settings that the folders were made with; a run's own settings name the networks that drew."""
     name, some = target_set(work.table, work.world)
-    return {"targets": name, **asdict(some)}
+    found = asdict(some)
+    if some.subject is None:  # as it was written down when there were no subjects to choose from
+        del found["subject"]
+    return {"targets": name, **found}
 
 
 def table_targets(table: Table, world: World, folder: Path) -> Path:
     """Draw the targets, unless that is done, and return where they lie."""
     name, some = target_set(table, world)
     if processes().is_main_process:
-        build_targets(name, folder / "targets", some.count)
+        build_targets(name, folder / "targets", some)
     processes().wait_for_everyone()
     return picture_folder(name, folder / "targets")
 

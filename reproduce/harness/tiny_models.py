@@ -38,4 +38,4 @@ def make_twins(table: Table, scored: set[str], hub: Path) -> None:
 def row_reward(row: Row) -> str | None:
     """Return what scores a row's pictures in its training at full scale."""
     known = recipe(row.method, "full") if row.method else {}
-    return row.settings.get("reward", known.get("reward", (None,))[0])
+    return (known | row.settings).get("reward", (None,))[0]

@@ -39,53 +39,70 @@ TUNING = (
     "prompts; the pocket world's reward scales follow from norms of gradients at the first step, likewise"
 )
 
+TRIAL = "own tuning at pocket scale: papers/distar.py"
 POCKET = {
-    "updates": UPDATES,
-    "batch": 8,
-    "assistant_updates": 2,
-    "warmup": 40,
-    "lr": 5e-5,
-    "assistant_lr": 2e-4,
-    "ema": 0.9,
-    "save_every": 40,
-    "reward": "pickscore",
+    "updates": (UPDATES, "own choice: about two minutes of a core"),
+    "batch": (8, "own choice: about two minutes of a core"),
+    "assistant_updates": (2, "own choice: about two minutes of a core"),
+    "warmup": (40, "own choice: the assistant starts as the teacher, and has to find the student first"),
+    "lr": (5e-5, TRIAL),
+    "assistant_lr": (2e-4, "as the pocket's own distillation (fsalign_lib/pocket/student.py)"),
+    "ema": (0.9, "own choice: of short runs"),
+    "save_every": (40, "own choice"),
+    "reward": ("pickscore", "DI* Sec. 5"),
 }
 # At full scale all rows have DI*'s settings, so DI++ is SDXL's and not PixArt's; but for what a table sets, and the
 # divergence's own.
 FULL = {
-    name: value
-    for name, (value, _) in recipe("distar", "full").items()
+    name: sourced
+    for name, sourced in recipe("distar", "full").items()
     if name not in ("model", "teacher", "start", "seed", "distance", "c")
 }
+SAVED = {"save_every": (250, "own choice")}
+LOST = "DI* Table 2, whose formulas are lost: inferred, papers/distar.py"
 
 
-def row(title: str, method: str, scale: int, longer: int = 1, **settings) -> Row:
-    """Return a trained row; `scale` is the paper's alpha_rew."""
-    own, full = POCKET | settings, FULL | {"save_every": 250} | settings
-    for some, alpha in ((own, SCALES.get(scale, 0.0)), (full, float(scale))):
-        some["updates"] *= longer
-        some |= {"reward_scale": alpha} if scale else {"reward": None, "reward_scale": 0.0}
+def row(title: str, method: str, scale: int, source: str = "DI* Table 2", longer: int = 1, **settings) -> Row:
+    """Return a trained row.
+
+    Args:
+        scale: the paper's alpha_rew.
+        source: of it.
+        settings: (value, source) each.
+    """
+    own, full = POCKET | settings, FULL | SAVED | settings
+    none = {"reward": (None, f"{source}: no reward"), "reward_scale": (0.0, f"{source}: no reward")}
+    scaled = f"own choice: the paper's {scale}, by norms of gradients (papers/distar.py)"
+    for some, alpha in ((own, (SCALES.get(scale), scaled)), (full, (float(scale), source))):
+        some |= {"reward_scale": alpha} if scale else none
+        if longer > 1:
+            updates, why = some["updates"]
+            some["updates"] = (updates * longer, f"own choice: {longer} times as long; not published ({why})")
     return Row(title, method, pocket=own, full=full, tuning=TUNING, runs="distar")
 
 
+UNGUIDED = {"guidance": (1.0, LOST)}
+CURVE = "own choice: a point of a curve that the paper does not draw"
 TEACHER = Sampled({"pocket": "pocket-teacher", "full": "sdxl"}, steps=50, guidance={"pocket": 2.5, "full": 5.0})
 ROWS = {
     "teacher": Row("SDXL-Base, 50 steps", sampled=TEACHER),
     "base": Row("DMD2 (initial model)"),
-    "kl-unguided": row("DI++ (KL), no guidance", "dipp", 100, guidance=1.0),
+    "kl-unguided": row("DI++ (KL), no guidance", "dipp", 100, LOST, **UNGUIDED),
     "diff-instruct": row("Diff-Instruct", "dipp", 0),
-    "dipp": row("DI++ (KL)", "dipp", 100),
-    "distar-out": row("DI*, guidance as a reward", "distar", 100, guidance_by="reward"),
-    "distar-unguided": row("DI*, no guidance, no reward", "sim", 0, guidance=1.0),
+    "dipp": row("DI++ (KL)", "dipp", 100, LOST),
+    "distar-out": row(
+        "DI*, guidance as a reward", "distar", 100, LOST, guidance_by=("reward", "DI* Table 2: Out CFG, choice 1")
+    ),
+    "distar-unguided": row("DI*, no guidance, no reward", "sim", 0, guidance=(1.0, "DI* Table 2: baseline, no reward")),
     "sim": row("SIM", "sim", 0),
     "distar-1": row("DI*, reward 1", "distar", 1),
     "distar-10": row("DI*, reward 10", "distar", 10),
-    "distar": row("DI*", "distar", 100),
-    "distar-long": row("DI*, longer training", "distar", 100, longer=LONGER),
+    "distar": row("DI*", "distar", 100, "DI* Sec. 5"),
+    "distar-long": row("DI*, longer training", "distar", 100, "DI* Sec. 5", longer=LONGER),
     # Of the curves over reward scales alone.
-    "dipp-10": row("DI++ (KL), reward 10", "dipp", 10),
-    "dipp-30": row("DI++ (KL), reward 30", "dipp", 30),
-    "distar-30": row("DI*, reward 30", "distar", 30),
+    "dipp-10": row("DI++ (KL), reward 10", "dipp", 10, CURVE),
+    "dipp-30": row("DI++ (KL), reward 30", "dipp", 30, CURVE),
+    "distar-30": row("DI*, reward 30", "distar", 30, CURVE),
 }
 ELSEWHERE = {
     "sdxl-dpo": Row("SDXL-DPO, 50 steps", elsewhere=True),
@@ -111,9 +128,12 @@ HELD_OUT = {
 }
 STANDS = "SDXL-Base stands for the pocket's teacher, DMD2 for its one-step generator."
 PRINTED = (
-    "The paper's PickScore and CLIP score are printed here in the units of the other tables: 100 times its cosine, and "
-    "its number over 100. Reward scales are the paper's; at pocket scale a reward of 1 is 0.3, 10 is 3, 30 is 10 and "
-    "100 is 30 (papers/distar.py says why), and " + STANDS
+    "The paper's PickScore and CLIP score are printed here in the units of the other tables: 100 times its cosine, "
+    "and its number over 100. Its CLIP score is of another CLIP than ours, which is PSO's, OpenCLIP ViT-H-14: of SDXL "
+    "on Parti it prints 0.3272 where PSO prints 0.3607, at nearly the same PickScore. Which it is, it does not say; "
+    "the evaluation of DMD2, from which it starts, takes ViT-g-14. Compare differences alone. Reward scales are the "
+    "paper's; at pocket scale a reward of 1 is 0.3, 10 is 3, 30 is 10 and 100 is 30 (papers/distar.py says why), and "
+    + STANDS
 )
 
 

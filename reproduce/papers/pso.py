@@ -3,6 +3,8 @@
 Its printed values are in pso_*.csv.
 """
 
+from dataclasses import replace
+
 from reproduce.harness.declare import Column, Prompts, Row, Sampled
 from reproduce.papers.claim import Pattern, TableClaims
 
@@ -32,7 +34,16 @@ TUNING = (
     "prompts; nothing was changed after"
 )
 # The DPO'd teacher is a row of Table 1. Table 3 starts from it too, and trains it where Table 1 has not.
-DPO = Row("teacher, Diffusion-DPO", "diffusion-dpo", tuning=TUNING, sampled=TEACHER, runs="pso_table1")
+# At full scale its settings are Diffusion-DPO's own, a run of which takes as long as a table: one training seed.
+ONE = Row("teacher, Diffusion-DPO", "diffusion-dpo", tuning=TUNING, sampled=TEACHER, runs="pso_table1")
+DPO = {"pocket": ONE, "full": replace(ONE, seeds=(0,))}
+
+
+def composed(title: str, lora: dict[str, str]) -> dict[str, Row]:
+    """Return a row that puts a LoRA on what row "dpo" trained, at each of its training seeds."""
+    row = Row(title, start="dpo", composed=lora)
+    return {"pocket": row, "full": replace(row, seeds=DPO["full"].seeds)}
+
 
 ALL = ("pickscore", "clipscore", "imagereward", "aesthetic")
 BOTH = ("pickapic", "parti")

@@ -23,19 +23,27 @@ MODELS = {"pocket": "pocket-turbo", "full": "sd-turbo"}
 # The recipes' learning rates are for Aesthetic. The other rewards ask for content, which is near its ceiling on the 45
 # animals: what Aesthetic bears ruins them. Of 1e-3, 2e-3, 5e-3 (SDPO: 3e-4, 1e-3) on ImageReward, 32 rounds of a seed
 # that the table does not have, these kept it highest over the last eight; the paper, too, halves its own for them.
-CONTENT_LR = {"d3po": 1e-3, "ddpo": 1e-3, "rebel": 1e-3, "sdpo": 3e-4}
-SDPO_PAPER = {  # SDPO Table 2, where it differs from the recipe, which is that of Aesthetic; rounds are the code's
-    "imagereward": {"lr": 5e-5, "minibatch": 128, "rounds": 200},
-    "hps": {"lr": 5e-5, "minibatch": 128, "rounds": 200},
-    "pickscore": {"lr": 6e-5, "rounds": 200},
+TUNED = "own tuning at pocket scale, on ImageReward"
+CONTENT_LR = {"d3po": (1e-3, TUNED), "ddpo": (1e-3, TUNED), "rebel": (1e-3, TUNED), "sdpo": (3e-4, TUNED)}
+ROUNDS = (200, "published SDPO code: 200 but for Aesthetic")
+BATCH = "SDPO Table 2, ImageReward and HPSv2: 1 x 32 on 4 GPUs"
+SDPO_PAPER = {  # where it differs from the recipe, which is that of Aesthetic
+    "imagereward": {"lr": (5e-5, "SDPO Table 2, ImageReward"), "minibatch": (128, BATCH), "rounds": ROUNDS},
+    "hps": {"lr": (5e-5, "SDPO Table 2, HPSv2"), "minibatch": (128, BATCH), "rounds": ROUNDS},
+    "pickscore": {
+        "lr": (6e-5, "SDPO Table 2, PickScore"),
+        "minibatch": (64, "SDPO Table 2, PickScore: 1 x 16 on 4 GPUs"),
+        "rounds": ROUNDS,
+    },
 }
-CURVE = {"snapshot_every": 8}  # rounds, for sdpo_curves.py
+CURVE = {"snapshot_every": (8, "own choice: rounds, for sdpo_curves.py")}
 
 
 def full_settings(method: str, reward: str) -> dict:
     """Return a row's settings at full scale: the paper's for SDPO; the other methods train as long."""
     own = SDPO_PAPER.get(reward, {})
-    return {"snapshot_every": 20} | (own if method == "sdpo" else {k: own[k] for k in ("rounds",) if k in own})
+    longer = own if method == "sdpo" else {name: own[name] for name in own if name == "rounds"}
+    return {"snapshot_every": (20, "own choice: rounds, for sdpo_curves.py")} | longer
 
 
 def tried(method: str, reward: str) -> str:
@@ -52,7 +60,7 @@ ROWS = {
     f"{method}-{reward}": Row(
         title,
         method,
-        {"reward": reward} | CURVE,
+        {"reward": (reward, "SDPO Sec. 4.1")} | CURVE,
         full=full_settings(method, reward),
         pocket={} if reward == "aesthetic" else {"lr": CONTENT_LR[method]},
         metrics=(reward,),

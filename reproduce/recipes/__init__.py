@@ -25,21 +25,36 @@ def recipe(method: str, scale: str) -> dict[str, tuple[Any, str]]:
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: choose from {', '.join(SCALES)}")
     found = {}
-    for name, values in RECIPES[method].items():
-        if set(values) not in ({"both"}, {"pocket"}, {"full"}, {"pocket", "full"}):
-            raise ValueError(f"recipe of {method}: {name} has {', '.join(values)}: give both, or pocket and full")
-        for value in values.values():
-            if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str) and value[1]):
-                raise ValueError(f"recipe of {method}: {name} = {value!r} has no source: give (value, source)")
-        if "both" in values or scale in values:
-            found[name] = values.get("both") or values[scale]
+    for name, by_scale in RECIPES[method].items():
+        if set(by_scale) not in ({"both"}, {"pocket"}, {"full"}, {"pocket", "full"}):
+            raise ValueError(f"recipe of {method}: {name} has {', '.join(by_scale)}: give both, or pocket and full")
+        for value in by_scale.values():
+            check_source(f"recipe of {method}: {name} = {value!r}", value)
+        if "both" in by_scale or scale in by_scale:
+            found[name] = by_scale.get("both") or by_scale[scale]
     return found
 
 
-def describe(method: str, scale: str, settings: dict[str, Any] | None = None) -> str:
+def values(settings: dict[str, tuple[Any, str]]) -> dict[str, Any]:
+    """Return {setting: value} of {setting: (value, source)}.
+
+    Raises:
+        ValueError: a setting without its source.
+    """
+    for name, value in settings.items():
+        check_source(f"{name} = {value!r}", value)
+    return {name: value for name, (value, _) in settings.items()}
+
+
+def check_source(what: str, value: Any) -> None:
+    """Raise a ValueError if what stands for a setting is not a value with its source."""
+    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str) and value[1]):
+        raise ValueError(f"{what} has no source: give (value, source)")
+
+
+def describe(method: str, scale: str, settings: dict[str, tuple[Any, str]] | None = None) -> str:
     """Return the recipe as lines "setting = value  # source", with a row's own settings in their places."""
-    own = {name: (value, "this row") for name, value in (settings or {}).items()}
-    lines = (recipe(method, scale) | own).items()
+    lines = (recipe(method, scale) | (settings or {})).items()
     return "\n".join(f"  {name} = {value!r}  # {source}" for name, (value, source) in lines)
 
 
@@ -55,15 +70,15 @@ def make_config(config_type: type, method: str, scale: str = "pocket", **overrid
     from reproduce.training.methods import find  # with torch, which the recipes themselves do not need
 
     find(method, config_type.loop)
-    kinds, values = get_type_hints(config_type), {}
+    kinds, known = get_type_hints(config_type), {}
     for name, (value, _) in recipe(method, scale).items():
         if name not in kinds:
             raise ValueError(f"recipe of {method}: {config_type.__name__} has no setting {name!r}")
         if not _fits(value, kinds[name]):
             raise ValueError(f"recipe of {method}: {name} = {value!r}: expected {kinds[name]}")
-        values[name] = value
+        known[name] = value
     named = {"method": method, "scale": scale, "out": Path("reproduce/runs") / f"{method}-{scale}"}
-    return config_type(**(named | values | overrides))
+    return config_type(**(named | known | overrides))
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -8,8 +8,13 @@ from pathlib import Path
 RECIPES = {
     "pso-online": {
         "kernel": {"both": (None, "the model's own sampler")},
-        "steps": {"both": (4, "PSO App. B.1: N = 4")},
+        "steps": {
+            "pocket": (4, "PSO App. B.1: N = 4"),
+            "full": (4, "PSO App. B.1: N = 4; published code for DMD2: 8 sampled, 7 trained"),
+        },
         "grad_clip": {"both": (1.0, "published PSO code")},
+        # beta and the reduction are a pair that the published code has: its beta is that of means. The paper's, 5 with
+        # sums (App. B.1, Eq. 7) and without the clamp, is row "paper" of pso_ablations.py.
         "reduction": {"both": ("mean", "published PSO code; the paper prints sums")},
         "seed": {"both": (0, "own choice")},
         "model": {"pocket": ("pocket-turbo", "own choice"), "full": ("sdxl-turbo", "PSO Sec. 3.1")},
@@ -20,14 +25,24 @@ RECIPES = {
         "alpha": {"both": (None, "published PSO code: alpha = rank")},
         "lr": {"pocket": (1e-5, "own tuning at pocket scale"), "full": (1e-5, "PSO App. B.1")},
         "weight_decay": {"both": (1e-6, "published PSO code")},
-        "beta": {"pocket": (50.0, "published PSO code"), "full": (5.0, "PSO App. B.1; published code: 50")},
+        "optimizer": {"full": ("adamw", "own choice: moments in 32 bits; published PSO code: AdamW 8-bit")},
+        "beta": {
+            "pocket": (50.0, "published PSO code"),
+            "full": (50.0, "published PSO code, of means; PSO App. B.1, of sums: 5"),
+        },
         "sum_steps": {"both": ("outside", "published PSO code; the paper prints the sum inside")},
         "reward": {"both": ("pickscore", "PSO App. B.1")},
         "prompts": {
             "pocket": ("train", "own choice"),
-            "full": ("pickapic-4k", "PSO App. B.1: 4K of Pick-a-Pic's training prompts; which, is not published"),
+            "full": (
+                "pickapic-4k",
+                "PSO App. B.1: 4K of Pick-a-Pic's; published PSO code has them (DATA.md)",
+            ),
         },
-        "rounds": {"pocket": (60, "own tuning at pocket scale"), "full": (5000, "PSO App. B.1: 20k steps, 4 a round")},
+        "rounds": {
+            "pocket": (60, "own tuning at pocket scale"),
+            "full": (5000, "PSO App. B.1: 20k steps, 4 a round; published code for Turbo: 10,000"),
+        },
         "pairs": {"pocket": (32, "own tuning at pocket scale"), "full": (128, "PSO App. B.1")},
         "minibatch": {"both": (32, "PSO App. B.1")},
         "epochs": {"both": (1, "PSO App. B.1")},
@@ -47,6 +62,7 @@ RECIPES = {
         "alpha": {"both": (None, "published PSO code: alpha = rank")},
         "lr": {"pocket": (1e-5, "own tuning at pocket scale"), "full": (1e-5, "PSO App. B.1")},
         "weight_decay": {"both": (1e-6, "published PSO code")},
+        "optimizer": {"full": ("adamw", "own choice: moments in 32 bits; published PSO code: AdamW 8-bit")},
         "beta": {"pocket": (50.0, "published PSO code"), "full": (50.0, "PSO App. B.1")},
         "sum_steps": {
             "pocket": ("outside", "published PSO code; the paper prints the sum inside"),
@@ -70,22 +86,39 @@ RECIPES = {
     },
     "diffusion-dpo": {
         "kernel": {"both": (None, "the model's own sampler")},
-        "steps": {"both": (4, "PSO App. B.1: N = 4")},
-        "grad_clip": {"both": (1.0, "published PSO code")},
-        "reduction": {"both": ("mean", "published PSO code; the paper prints sums")},
+        "steps": {"pocket": (4, "PSO App. B.1: N = 4"), "full": (4, "not used: times of U{0..999}")},
+        "grad_clip": {"pocket": (1.0, "published PSO code"), "full": (1.0, "published Diffusion-DPO code for SDXL")},
+        "reduction": {
+            "pocket": ("mean", "published PSO code; the paper prints sums"),
+            "full": ("mean", "published Diffusion-DPO code for SDXL"),
+        },
         "seed": {"both": (0, "own choice")},
-        "model": {"pocket": ("pocket-turbo", "own choice"), "full": ("sdxl-turbo", "PSO Sec. 3.1")},
-        "dtype": {"full": ("bfloat16", "own choice: of the frozen networks; published PSO code: float16")},
+        "model": {"pocket": ("pocket-turbo", "own choice"), "full": ("sdxl", "PSO Table 1: SDXL-DPO")},
+        "dtype": {"full": ("bfloat16", "own choice: of the frozen networks; published Diffusion-DPO code: float16")},
         "gradient_checkpointing": {"full": (True, "own choice: memory for time")},
-        "training": {"pocket": ("full", "own tuning at pocket scale"), "full": ("lora", "PSO App. B.1")},
-        "rank": {"pocket": (16, "PSO App. B.1"), "full": (16, "PSO App. B.1; published code for Turbo: 32")},
-        "alpha": {"both": (None, "published PSO code: alpha = rank")},
-        "lr": {"pocket": (1e-5, "own tuning at pocket scale"), "full": (1e-5, "PSO App. B.1")},
-        "weight_decay": {"both": (1e-6, "published PSO code")},
+        "mixed_precision": {"full": ("bf16", "own choice; published Diffusion-DPO code: fp16")},
+        "training": {
+            "pocket": ("full", "own tuning at pocket scale"),
+            "full": ("full", "published Diffusion-DPO code for SDXL"),
+        },
+        "rank": {"pocket": (16, "PSO App. B.1"), "full": (16, "not used: all weights")},
+        "alpha": {"pocket": (None, "published PSO code: alpha = rank"), "full": (None, "not used: all weights")},
+        "lr": {
+            "pocket": (1e-5, "own tuning at pocket scale"),
+            "full": (
+                2048 * 1e-8,
+                "published Diffusion-DPO code for SDXL: 1e-8 scaled by the batch; without its warm-up of 200",
+            ),
+        },
+        "weight_decay": {
+            "pocket": (1e-6, "published PSO code"),
+            "full": (0.01, "published Diffusion-DPO code's default"),
+        },
+        "optimizer": {"full": ("adamw", "own choice; published Diffusion-DPO code for SDXL: Adafactor")},
         "beta": {"both": (2500.0, "published Diffusion-DPO code: beta_dpo / 2 with beta_dpo = 5000")},
         "sum_steps": {
             "pocket": ("outside", "published PSO code; the paper prints the sum inside"),
-            "full": ("inside", "PSO Eq. 6"),
+            "full": ("inside", "Diffusion-DPO Eq. 14: one time a pair"),
         },
         "resize": {"full": (True, "published Diffusion-DPO code")},
         "pairs": {
@@ -97,9 +130,10 @@ RECIPES = {
         },
         "updates": {
             "pocket": (60, "own choice: as many as online PSO, on as many pairs"),
-            "full": (5000, "PSO App. B.1"),
+            "full": (2000, "published Diffusion-DPO code for SDXL"),
         },
-        "batch": {"pocket": (32, "own choice: as online PSO"), "full": (64, "PSO App. B.1")},
+        "batch": {"pocket": (32, "own choice: as online PSO"), "full": (2048, "Diffusion-DPO: 2,048 pairs")},
+        "micro_batch": {"full": (8, "own choice: what 80 GB hold (plan.py)")},
         "times": {"both": ("uniform", "Diffusion-DPO Eq. 14: t ~ U{0..999}")},
         "shared_noise": {"both": (True, "published Diffusion-DPO code")},
     },
@@ -117,6 +151,7 @@ RECIPES = {
         "alpha": {"both": (None, "published PSO code: alpha = rank")},
         "lr": {"pocket": (1e-5, "own tuning at pocket scale"), "full": (1e-5, "PSO App. B.1")},
         "weight_decay": {"both": (1e-6, "published PSO code")},
+        "optimizer": {"full": ("adamw", "own choice: moments in 32 bits; published PSO code: AdamW 8-bit")},
         "beta": {"pocket": (50.0, "published PSO code"), "full": (50.0, "PSO App. B.1")},
         "sum_steps": {
             "pocket": ("outside", "published PSO code; the paper prints the sum inside"),
@@ -144,6 +179,7 @@ RECIPES = {
         "rank": {"both": (16, "PSO App. B.2, B.3")},
         "alpha": {"both": (None, "published PSO code: alpha = rank")},
         "weight_decay": {"both": (1e-6, "published PSO code")},
+        "optimizer": {"full": ("adamw", "own choice: moments in 32 bits; published PSO code: AdamW 8-bit")},
         "grad_clip": {"both": (1.0, "published PSO code")},
         "reduction": {"both": ("mean", "published PSO code; the paper prints sums")},
         "seed": {"both": (0, "own choice")},
@@ -171,6 +207,7 @@ RECIPES = {
         "rank": {"both": (16, "PSO App. B.2, B.3")},
         "alpha": {"both": (None, "published PSO code: alpha = rank")},
         "weight_decay": {"both": (1e-6, "published PSO code")},
+        "optimizer": {"full": ("adamw", "own choice: moments in 32 bits; published PSO code: AdamW 8-bit")},
         "grad_clip": {"both": (1.0, "published PSO code")},
         "reduction": {"both": ("mean", "published PSO code; the paper prints sums")},
         "seed": {"both": (0, "own choice")},
@@ -185,7 +222,7 @@ RECIPES = {
         },
         "updates": {
             "pocket": (60, "own tuning at pocket scale"),
-            "full": (1000, "PSO App. B.3; published PSO code: 400"),
+            "full": (1000, "PSO App. B.3; published PSO code: 400, for the dog 600"),
         },
         "batch": {"both": (4, "PSO App. B.3")},
         "times": {"both": ("uniform", "the diffusion loss: t ~ U{0..999}")},
@@ -203,6 +240,7 @@ RECIPES = {
         "rank": {"both": (16, "PSO App. B.2, B.3")},
         "alpha": {"both": (None, "published PSO code: alpha = rank")},
         "weight_decay": {"both": (1e-6, "published PSO code")},
+        "optimizer": {"full": ("adamw", "own choice: moments in 32 bits; published PSO code: AdamW 8-bit")},
         "grad_clip": {"both": (1.0, "published PSO code")},
         "reduction": {"both": ("mean", "published PSO code; the paper prints sums")},
         "seed": {"both": (0, "own choice")},
@@ -217,7 +255,7 @@ RECIPES = {
         },
         "updates": {
             "pocket": (60, "own tuning at pocket scale"),
-            "full": (1000, "PSO App. B.3; published PSO code: 400"),
+            "full": (1000, "PSO App. B.3; published PSO code: 400, for the dog 600"),
         },
         "batch": {"both": (4, "PSO App. B.3")},
         "times": {"both": ("grid", "PSO Alg. 1: the distilled times n = 2..N")},

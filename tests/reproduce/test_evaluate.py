@@ -309,6 +309,24 @@ def test_full_scale_loads_the_published_rewards_each_once(monkeypatch):
     assert loaded == [("aesthetic", "full")]
 
 
+def test_raw_imagereward_is_the_output_before_its_normalisation(monkeypatch):
+    class Scorer(torch.nn.Module):
+        mean, std = 0.167, 1.033
+
+        def forward(self, images, prompts):
+            return (images.mean((1, 2, 3)) - self.mean) / self.std
+
+    loaded = []
+    monkeypatch.setattr(scoring, "load_reward", lambda name, *, scale: loaded.append(name) or Scorer())
+    images = torch.rand(3, 3, 8, 8)
+    found = scoring.load_metrics(["imagereward", "imagereward-raw"], scale="full")
+    assert loaded == ["imagereward"], "one network for both"
+    torch.testing.assert_close(found["imagereward-raw"](images, ["a"] * 3), images.mean((1, 2, 3)))
+    assert not torch.allclose(found["imagereward"](images, ["a"] * 3), images.mean((1, 2, 3)))
+    found = scoring.load_metrics(["imagereward-raw"], scale="full")
+    torch.testing.assert_close(found["imagereward-raw"](images, ["a"] * 3), images.mean((1, 2, 3)))
+
+
 def test_fid_at_full_scale_is_on_its_own_network(monkeypatch):
     network = torch.nn.Identity()
     monkeypatch.setattr(scoring.inception, "load_inception", lambda: network)

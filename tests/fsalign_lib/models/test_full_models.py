@@ -292,6 +292,15 @@ def test_the_real_architectures(name, parameters, lora):
     assert sum(p.numel() for n, p in unet.named_parameters() if "lora_" in n) == lora
 
 
+@pytest.mark.parametrize(
+    "name,size",
+    [("sd-turbo", 512), ("lcm-dreamshaper-v7", 768), ("sdxl-turbo", 512), ("sdxl-dmd2", 1024), ("pixart-alpha", 512)],
+)
+def test_the_real_architectures_draw_pictures_of_their_size(name, size):
+    model = architectures.meta_model(name)
+    assert model.image_size == size and model.latent_shape == (4, size // 8, size // 8)
+
+
 def test_twins_have_the_fields_of_the_real_configurations(hub):
     for name in ("sd-turbo", "lcm-dreamshaper-v7", "sdxl-turbo", "sdxl-lcm"):
         small, full = models.load(name, hub=hub).unet.config, architectures.UNETS[name]

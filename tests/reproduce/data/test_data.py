@@ -107,6 +107,17 @@ def test_drawn_sets_are_a_part_in_order(root, monkeypatch):
     assert SETS["coco-2014-30k"].draw == 30_000 and SETS["pickapic-4k"].draw == 4000
 
 
+@pytest.mark.filterwarnings("ignore:.* as published")
+def test_published_files_go_before_what_stands_for_them(root):
+    """The prompts of the published PSO code, and Pick-a-Pic v1's test prompts."""
+    assert read_prompts("pickapic-4k", root) == ["b", "a", "c"], "drawn from v2's"
+    listed = [{"caption": caption, "trainset_idx": number} for number, caption in enumerate("zyx")]
+    write(root / "pso/pso_pytorch/assets/4k_training_prompts.json", json.dumps(listed))
+    assert read_prompts("pickapic-4k", root) == ["z", "y", "x"]
+    write_parquet(root / "pickapic_v1/data/test_unique-00000-of-00001.parquet", caption=["of v1"])
+    assert read_prompts("pickapic-test", root) == ["of v1"]
+
+
 def test_counts_and_seeds():
     whole = [str(i) for i in range(100)]
     assert data.some(iter(whole), 7, None) == whole[:7]

@@ -97,7 +97,7 @@ def test_rows_of_a_table_train_on_as_many_pictures_with_settings_of_their_scale(
             for row in at_scale(script.TABLE, scale).rows.values():
                 if row.method:
                     made = {name: value for name, (value, _) in recipes.recipe(row.method, scale).items()}
-                    made |= row.settings
+                    made |= recipes.values(row.settings)
                     sizes.add((made["updates"], made["batch"], made["lr"] if scale == "full" else None))
                     assert row.tuning, "what was tried stands in the result"
             assert len(sizes) == 1, (script.TABLE.name, scale, sizes)

@@ -19,7 +19,7 @@ from reproduce.harness.command import at_scale, command
 from reproduce.harness.declare import World
 from reproduce.harness.figures import draw
 from reproduce.papers import distar
-from reproduce.recipes import make_config
+from reproduce.recipes import make_config, values
 from reproduce.train_distill import DistillConfig
 from tests import tiny
 from tests.tiny_tables import make as make_table
@@ -174,7 +174,7 @@ def test_rows_of_kl_and_score_differ_in_the_divergence_alone():
         for scale in ("pocket", "full"):
             sides = [at_scale(distar_pareto.TABLE, scale).rows[name] for name in (kl, score)]
             configs = [
-                plain(make_config(DistillConfig, row.method, scale, model="m", teacher="t", **row.settings))
+                plain(make_config(DistillConfig, row.method, scale, model="m", teacher="t", **values(row.settings)))
                 for row in sides
             ]
             assert {k for k in configs[0] if configs[0][k] != configs[1][k]} - {"start"} <= own, (kl, score, scale)
@@ -183,10 +183,11 @@ def test_rows_of_kl_and_score_differ_in_the_divergence_alone():
 def test_reward_scales_are_the_papers_at_full_scale():
     full, pocket = (at_scale(distar_table2.TABLE, scale).rows for scale in ("full", "pocket"))
     for name, alpha in (("sim", 0), ("distar-1", 1), ("distar-10", 10), ("distar", 100), ("distar-long", 100)):
-        assert full[name].settings["reward_scale"] == alpha
-        assert pocket[name].settings["reward_scale"] == pytest.approx(distar.SCALES.get(alpha, 0))
+        assert full[name].settings["reward_scale"][0] == alpha
+        assert pocket[name].settings["reward_scale"][0] == pytest.approx(distar.SCALES.get(alpha, 0))
     for there in (full, pocket):
-        assert there["distar-long"].settings["updates"] == distar.LONGER * there["distar"].settings["updates"]
+        longer, short = (there[name].settings["updates"][0] for name in ("distar-long", "distar"))
+        assert longer == distar.LONGER * short
 
 
 def test_sampling_costs_are_of_one_picture_at_a_time(folder, monkeypatch):

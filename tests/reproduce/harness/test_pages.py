@@ -11,7 +11,7 @@ from reproduce.common.provenance import ROOT
 from reproduce.harness import readmes
 from reproduce.harness.claims import PAPERS, decide
 from reproduce.harness.command import at_scale
-from reproduce.harness.page import page
+from reproduce.harness.page import page, ranking
 from reproduce.harness.rows import row_seeds
 
 RESULTS = ROOT / "reproduce" / "results"
@@ -82,6 +82,22 @@ def test_a_page_has_the_papers_words():
         text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
         claims = PAPERS[name]
         assert claims.source and f"**The paper's words** ({claims.source}). {claims.words}" in text
+
+
+def test_a_page_says_who_ranked_the_pairs():
+    result = result_of("pso_table2")
+    assert "are ranked by the simulated judge" in page(table_of("pso_table2"), result)
+    assert "sees each of 542 pairs 3.5 times." in page(table_of("pso_table2"), result)
+    assert "**Pairs.**" not in page(table_of("sdpo_table1"), result_of("sdpo_table1"))
+    full = at_scale(pso_table2.TABLE, "full")
+    built = {"scale": "full", "pairs": {"config": {"reward": "pickscore"}, "pairs": 59_000}}
+    text = ranking(full, built, "full")
+    assert "ranked by the reward `pickscore`, where the paper's are by people. PickScore is a metric of this" in text
+    assert text.endswith("sees each of 59,000 pairs 5.4 times; in the paper 0.4 times, 851,293 pairs.")
+    brought = {"scale": "full", "pairs": {"config": {"split": "train"}, "pairs": 851_293}}
+    assert "ranked by people, as the paper's: they are Pick-a-Pic's" in ranking(full, brought, "full")
+    other = {"scale": "full", "pairs": {"config": {"reward": "hps"}, "pairs": 10}}
+    assert "is a metric of this table" not in ranking(full, other, "full")
 
 
 def test_a_page_says_what_its_intervals_are_over():

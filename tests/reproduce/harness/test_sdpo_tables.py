@@ -33,7 +33,7 @@ from reproduce.harness import page as table_text
 from reproduce.harness.command import RESULTS, at_scale, command
 from reproduce.papers.claim import printed
 from reproduce.papers.sdpo import REWARDS
-from reproduce.recipes import make_config
+from reproduce.recipes import make_config, values
 from reproduce.train_online import OnlineConfig
 from tests import tiny
 from tests.tiny_tables import make, on_tiny, prepare, small
@@ -424,7 +424,9 @@ def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times()
     model = models.load(table.models["pocket"])
     for name in sdpo_lcm.METHODS:
         make = partial(make_config, OnlineConfig, name)
-        pocket, full = (make(scale, **at_scale(table, scale).rows[name].settings) for scale in ("pocket", "full"))
+        pocket, full = (
+            make(scale, **values(at_scale(table, scale).rows[name].settings)) for scale in ("pocket", "full")
+        )
         kernel = model.sampler(pocket.steps, pocket.kernel)
         assert type(kernel).__name__ == "Renoise" and kernel.timesteps.tolist()[:2] == [999, 879]
         assert pocket.trained_steps(kernel).tolist() == list(range(7)), "the last step has no density"
@@ -435,7 +437,7 @@ def test_the_consistency_model_is_trained_with_its_own_kernel_at_its_own_times()
 def test_a_row_differs_from_sdpo_in_one_thing():
     for name, (_, _, own) in sdpo_ablations.VARIANTS.items():
         rows = at_scale(sdpo_ablations.TABLE, "pocket").rows
-        configs = [make_config(OnlineConfig, "sdpo", **rows[row].settings) for row in (name, "sdpo")]
+        configs = [make_config(OnlineConfig, "sdpo", **values(rows[row].settings)) for row in (name, "sdpo")]
         other = {k for k, v in plain(configs[0]).items() if v != plain(configs[1])[k]}
         assert other == set(own) and len(own) == 1
 

@@ -1,5 +1,7 @@
 """What a style and a concept are in the pocket world, and the metrics that hold pictures to them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,12 @@ from fsalign_lib.pocket.captions import ANIMALS, Fact, caption, parse
 from fsalign_lib.pocket.render import render
 from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards.dino import load_image_encoder
-from reproduce.data.prompt_sets import SETS, read_pictures, read_prompts
+from reproduce import pso_table4
+from reproduce.data.prompt_sets import SETS, SUBJECTS, read_pictures, read_prompts
 from reproduce.evaluation import likeness
 from reproduce.harness import targets
+from reproduce.harness.declare import World
+from reproduce.harness.rows import prompt_set
 
 FACTS = [Fact("cat"), Fact("dog", color="red"), Fact("fox", count=3), Fact("tiger", place="moon")]
 built = pytest.mark.skipif(not (WEIGHTS / "selfsup").is_dir(), reason="the pocket world is not built")
@@ -73,6 +78,23 @@ def test_dreambooths_prompts():
     assert all("sks dog" in prompt and prompt.startswith("a ") for prompt in prompts)
 
 
+def test_each_of_dreambooths_30_subjects_can_be_named():
+    assert len(SUBJECTS) == 30 and len(set(SUBJECTS.values())) == 15
+    asked = pso_table4.TABLE.prompts["contexts"]
+    for subject, kind in SUBJECTS.items():
+        world = World(scale="full", settings={"targets": {"subject": subject}})
+        prompts = read_prompts(prompt_set(asked, world))
+        assert len(set(prompts)) == 25 and all(f"sks {kind}" in prompt for prompt in prompts)
+        assert ("a sks " + kind + " wearing a red hat" in prompts) == (kind in ("cat", "dog"))
+        name, some = targets.target_set(pso_table4.TABLE, world)
+        assert (name, some.subject, some.class_prompt) == ("dreambooth", subject, f"a photo of a {kind}")
+    assert prompt_set(asked, World(scale="full")) == "dreambooth-prompts"
+    assert targets.target_set(pso_table4.TABLE, World(scale="full"))[1].subject == "dog"
+    unknown = World(scale="full", settings={"targets": {"subject": "dog4"}})
+    with pytest.raises(ValueError, match="unknown subject 'dog4' of DreamBooth: choose from backpack, "):
+        targets.target_set(pso_table4.TABLE, unknown)
+
+
 def test_the_distance_to_a_style_is_that_of_its_distributions():
     a, b = torch.full((1, 3, 16, 16), 0.25), torch.full((1, 3, 16, 16), 0.75)
     gap = (likeness.quantiles(a) - likeness.quantiles(b)).abs().mean(2)[0]
@@ -107,15 +129,15 @@ def test_metrics_that_cannot_be_had_are_refused():
 
 
 def test_targets_are_drawn_once_and_have_captions(tmp_path):
-    targets.build_targets("panda", tmp_path, 3)
+    targets.build_targets("panda", tmp_path, replace(targets.SETS["panda"], count=3))
     rows = read_pictures(tmp_path)
     assert [text for _, text in rows] == [concept.PROMPT] * 3
     before = rows[0][0].stat().st_mtime_ns
-    targets.build_targets("panda", tmp_path, 3)
+    targets.build_targets("panda", tmp_path, replace(targets.SETS["panda"], count=3))
     assert rows[0][0].stat().st_mtime_ns == before
     pictures = targets.read_targets(tmp_path, 32)
     assert pictures.shape == (3, 3, 32, 32) and pictures.max() <= 1
-    targets.build_targets("chalk", tmp_path / "chalk", 4)
+    targets.build_targets("chalk", tmp_path / "chalk", replace(targets.SETS["chalk"], count=4))
     assert [text for _, text in read_pictures(tmp_path / "chalk")] == read_prompts("train")[:4]
 
 
