@@ -10,28 +10,9 @@ from PIL import Image
 from fsalign_lib.losses.preference import pso_weights, pso_without_reference
 from fsalign_lib.rollout import rollout, step_log_probs
 from reproduce import recipes, train_offline
-from reproduce.data import sampled_pairs as pair_files
 from reproduce.recipes import make_config
 from reproduce.training.methods import METHODS
 from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def pair_folder(folder, prompts_file, tmp_path_factory):
-    out = tmp_path_factory.mktemp("pairs")
-    config = pair_files.PairConfig(out=out, model=str(folder), prompts=prompts_file, count=8, batch=4, steps=2, tie=0)
-    pair_files.build(pair_files.prepare(config, utility=tiny.brightness))
-    return out
-
-
-@pytest.fixture
-def offline(folder, pair_folder, tmp_path):
-    def make(out="run", method="pso-offline", **overrides):
-        small = {"model": str(folder), "pairs": pair_folder, "prior": None, "updates": 4, "batch": 4, "save_every": 2}
-        config = make_config(train_offline.OfflineConfig, method, out=tmp_path / out, **(small | overrides))
-        return train_offline.prepare(config)
-
-    return make
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.loop == "offline"])

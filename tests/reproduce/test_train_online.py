@@ -14,23 +14,6 @@ from reproduce.training.methods import sums_steps
 from tests import tiny
 
 
-@pytest.fixture
-def online(folder, prompts_file, tmp_path):
-    def make(out="run", reward=tiny.brightness, method="pso-online", **overrides):
-        small = {
-            "model": str(folder),
-            "prompts": prompts_file,
-            "rounds": 4,
-            "pairs": 4,
-            "minibatch": 2,
-            "save_every": 2,
-        }
-        config = make_config(train_online.OnlineConfig, method, out=tmp_path / out, **(small | overrides))
-        return train_online.prepare(config, reward=reward)
-
-    return make
-
-
 def weights(setup):
     return torch.cat([p.detach().flatten() for p in setup.run.parameters])
 
