@@ -242,14 +242,10 @@ def same_settings(setup: Setup) -> None:
 
 def compute(setup: Setup, cell: Cell, index: int) -> dict[str, Tensor]:
     """Compute the scores of a chunk, whose pictures are written before if they are kept."""
-    from reproduce.evaluation.metrics import RewardMetric
-    from reproduce.evaluation.scores import sample, save_pictures, score
+    from reproduce.evaluation.scores import forget, sample, save_pictures, score
 
     c, model = setup.config, setup.model
-    model.forget_prompts()  # what was encoded with other prompts beside it may differ in the last bit
-    for metric in setup.metrics.values():
-        if isinstance(metric, RewardMetric):
-            metric.forget()
+    forget(model, setup.metrics)
     first = index * at_once(c)
     prompts = cell.prompts[first : first + at_once(c)]
     with model.reference() if cell.base else contextlib.nullcontext():

@@ -82,15 +82,18 @@ def compare_strategies(work: Work, steps: int, prompts: list[str], parts: Path) 
     from fsalign_lib.rollout import rollout
     from reproduce.common.cli import generator, processes
     from reproduce.common.shards import in_chunks
-    from reproduce.evaluation.scores import picture_noise
+    from reproduce.evaluation.scores import forget, picture_noise
 
     model, seeds = work.model.to(processes().device) if work.world.scale == "full" else work.model, range(work.pictures)
     kernel = model.sampler(steps, work.table.kernel)
+    kept = parts if work.world.scale == "full" else None
 
     @torch.no_grad()
     def part(index: int) -> dict[str, Tensor]:
         few, found = list(prompts[index * BATCH : (index + 1) * BATCH]), {}
         names = [name for name in few for _ in seeds]
+        if kept:
+            forget(model, work.metrics)
         noise = picture_noise(few, seeds, model.latent_shape, steps + 1).flatten(0, 1).to(model.device)
         x0_hat = rollout(model, kernel, model.encode_prompts(names), noise).x0_hat  # (B, T, ...)
         scores: dict[str, list[Tensor]] = {name: [] for name in REWARDS}
@@ -108,7 +111,6 @@ def compare_strategies(work: Work, steps: int, prompts: list[str], parts: Path) 
                     found[f"{strategy}-{name}/{metric}"] = each.double().cpu().unflatten(0, (-1, len(seeds)))
         return found
 
-    kept = parts if work.world.scale == "full" else None
     found = list(in_chunks(part, -(-len(prompts) // BATCH), kept, "trajectories"))
     whole = {name: torch.cat([each[name] for each in found]) for name in found[0]}
     return {

@@ -183,7 +183,7 @@ def prepare(
     find(config.method, "distill")
     check_settings(config)
     check_training(config)
-    check_divides(config, "batch")
+    check_divides(config)
     prompts = read_prompts(config.prompts)
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -101,7 +101,7 @@ def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
     positive(config, "updates", "batch", "prior_weight")
     check_training(config)
     check_halves(config)
-    check_divides(config, "batch")
+    check_divides(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     model = model or load_model(config)

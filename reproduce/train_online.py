@@ -137,7 +137,7 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
     find(config.method, "online")
     positive(config, "rounds", "pairs", "minibatch", "epochs", "eta")
     check_training(config)
-    check_divides(config, "pairs", "minibatch")
+    check_divides(config)
     prompts = read_prompts(config.prompts)
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -11,11 +11,23 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-WORKERS = ["tests.evaluation_worker", "tests.training_worker", "reproduce.benchmarks.kill_and_resume"]
+WORKERS = [
+    *("tests.evaluation_worker", "tests.training_worker", "tests.table_worker"),
+    "reproduce.benchmarks.kill_and_resume",
+]
 
 
 def launch(target: Callable, arguments: Sequence[tuple]) -> list[int]:
     """Exit codes of `target(*arguments[rank])`, a process for each."""
+    started = start(target, arguments)
+    for process in started:
+        process.join(600)
+        assert process.exitcode is not None, "it hangs"
+    return [process.exitcode for process in started]
+
+
+def start(target: Callable, arguments: Sequence[tuple]) -> list[multiprocessing.Process]:
+    """Start what `launch` waits for."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(WORKERS)
     started = [
@@ -28,10 +40,7 @@ def launch(target: Callable, arguments: Sequence[tuple]) -> list[int]:
         patch.setenv("OMP_NUM_THREADS", "1")
         for process in started:
             process.start()
-    for process in started:
-        process.join(600)
-        assert process.exitcode is not None, "it hangs"
-    return [process.exitcode for process in started]
+    return started
 
 
 def _environments(number: int) -> list[dict[str, str]]:

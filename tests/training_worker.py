@@ -14,13 +14,13 @@ from reproduce.training.run import Run, make_optimizer
 
 
 def each_loop(online: list[list[str]], distill: list[list[str]], offline: list[str]) -> None:
-    """The end of a run ends the process group, so only the last one is run to its end."""
+    """Runs, one after the other, each to its end: the process group is the command's."""
     for kind, loop, commands, method in (
         (train_distill.DistillConfig, train_distill, distill, "distar"),
         (train_online.OnlineConfig, train_online, online, "pso-online"),
     ):
         for argv in commands:
-            list(loop.train(loop.prepare(parse_training(kind, method, None)(argv))))
+            loop.run(loop.prepare(parse_training(kind, method, None)(argv)))
     train_offline.main(offline)
 
 

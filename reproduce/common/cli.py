@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def command_line(
         ready = prepare(config)
     with failures():
         run(ready)
+    leave()
 
 
 @contextmanager
@@ -73,6 +75,22 @@ def processes() -> PartialState:
     from accelerate.utils import parse_flag_from_env
 
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
+
+
+def seen(path: Path) -> bool:
+    """Return whether the first process sees a file, on all of them: what they do next must be the same.
+
+    On a shared disk, another machine may see a new file later.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    processes()
+    return broadcast_object_list([path.exists()])[0]
+
+
+def leave() -> None:
+    """End the process group, if the launcher began one: the last that a command does."""
+    processes().destroy_process_group()
 
 
 def generator(*key: int | str) -> torch.Generator:

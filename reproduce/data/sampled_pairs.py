@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.load import load
 from fsalign_lib.pocket import captions, judge
 from fsalign_lib.rollout import rollout, seeded_noise
-from reproduce.common.cli import check_finite, generator, positive
+from reproduce.common.cli import check_finite, generator, positive, processes
 from reproduce.common.files import plain, writable_folder
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data.pair_folder import PairFolder, refuse_finished
@@ -62,7 +61,7 @@ def prepare(
     model = model or load(config.model, **({"dtype": getattr(torch, config.dtype)} if full else {}))
     build_kernel("ddim", model.schedule, config.steps)
     if full:
-        model.to(PartialState().device)
+        model.to(processes().device)
         utility = utility or reward_utility(config.reward, model.device)
     elif utility is None:
         for prompt in prompts:
@@ -101,7 +100,7 @@ def pocket_utility(taste: str) -> Utility:
 @torch.no_grad()
 def build(builder: Builder) -> None:
     """Write the pictures, about.json, and last pairs.jsonl."""
-    c, folder, clock, state = builder.config, builder.folder, Clock(), PartialState()
+    c, folder, clock, state = builder.config, builder.folder, Clock(), processes()
     if state.is_main_process:
         folder.begin()
     state.wait_for_everyone()

@@ -18,7 +18,15 @@ from fsalign_lib.pocket.captions import parse
 from fsalign_lib.rollout import rollout, seeded_noise
 from reproduce.common.shards import in_chunks
 from reproduce.evaluation.diversity import PrecisionRecall
-from reproduce.evaluation.metrics import DEFAULT_METRICS, SOMETIMES, WITHIN_PROMPTS, Frechet, Metric, load_metrics
+from reproduce.evaluation.metrics import (
+    DEFAULT_METRICS,
+    SOMETIMES,
+    WITHIN_PROMPTS,
+    Frechet,
+    Metric,
+    RewardMetric,
+    load_metrics,
+)
 
 Metrics = Mapping[str, Metric | Frechet | PrecisionRecall]
 
@@ -57,6 +65,17 @@ def save_pictures(folder: Path, first: int, images: Tensor, suffix: str) -> None
             temporary = path.with_suffix(".part")
             Image.fromarray(picture).save(temporary, format=suffix, **({"quality": 95} if suffix == "jpeg" else {}))
             os.replace(temporary, path)
+
+
+def forget(model: LatentModel, metrics: Metrics) -> None:
+    """Drop the prompts that model and metrics have encoded, so that a chunk's numbers depend on the chunk alone.
+
+    A prompt that was encoded with other prompts beside it may differ in the last bit.
+    """
+    model.forget_prompts()
+    for metric in metrics.values():
+        if isinstance(metric, RewardMetric):
+            metric.forget()
 
 
 def check(prompts: Sequence[str], seeds: Sequence[int], metrics: Sequence[str] | Metrics) -> None:
@@ -181,6 +200,8 @@ def evaluate(
 
     def part(index: int) -> dict[str, Tensor]:
         own = list(prompts[index * size : (index + 1) * size])
+        if folder:
+            forget(model, metrics)
         return score(sample(model, kernel_name, steps, own, seeds, eta), own, seeds, metrics)
 
     return gather(in_chunks(part, count, folder, progress), kernel_name or model.kernel, steps, prompts, seeds, metrics)

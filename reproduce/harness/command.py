@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from reproduce.common.cli import failures, positive, processes, quiet, refusals
+from reproduce.common.cli import failures, leave, positive, processes, quiet, refusals
 from reproduce.common.files import writable_folder, write_json, write_text
 from reproduce.harness.declare import SMOKE, Row, Table, World
 
@@ -75,6 +75,7 @@ def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) ->
         work = None if config.table_only else prepare(table, config)
     with failures():
         run(table, config, work)
+    leave()
 
 
 def at_scale(table: Table, scale: str) -> Table:
@@ -137,9 +138,18 @@ def prepare(table: Table, config: TableConfig, world: World | None = None) -> Wo
         if config.models == "tiny":
             world = replace(SMOKE, scale="full", twins=True, training_prompts="animals")
     work = rows.prepare(table, world, config.work, config.threads)
+    rows.check_batches(work, runs(table, config))
     if table.own.curve:
         snapshots.check(work)
     return work
+
+
+def runs(table: Table, config: TableConfig) -> list[tuple[str, int | None]]:
+    """Return the runs, (row, seed), that the call asks for."""
+    from reproduce.harness.rows import row_seeds
+
+    asked = [(row, seed) for row in config.only for seed in row_seeds(table, row)]
+    return [(row, seed) for row, seed in asked if seed in (None, *config.seeds) or table.rows[row].seeds]
 
 
 def run(table: Table, config: TableConfig, work: Work | None) -> None:
@@ -152,10 +162,8 @@ def run(table: Table, config: TableConfig, work: Work | None) -> None:
         rows.measure(work)
     elif work:
         do_run = snapshots.do_run if table.own.curve else rows.do_run
-        for row in config.only:
-            for seed in rows.row_seeds(table, row):
-                if seed in (None, *config.seeds) or table.rows[row].seeds:
-                    do_run(work, row, seed)
+        for row, seed in runs(table, config):
+            do_run(work, row, seed)
     if not processes().is_main_process:
         return
     done = {

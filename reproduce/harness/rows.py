@@ -30,7 +30,7 @@ from fsalign_lib.models.presets import PRESETS
 from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
 from reproduce import train_distill, train_offline, train_online
-from reproduce.common.cli import processes
+from reproduce.common.cli import processes, seen
 from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data import sampled_pairs
@@ -48,7 +48,7 @@ from reproduce.train_offline import OfflineConfig
 from reproduce.train_online import OnlineConfig
 from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
-from reproduce.training.run import Run, defaults
+from reproduce.training.run import Run, check_divides, defaults
 
 # Networks of the pocket world that the numbers of every table may depend on; `prepare` adds those of a few tables.
 NETWORKS = (
@@ -112,9 +112,15 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
 
 
 def model_dtype(table: Table, scale: str) -> torch.dtype:
-    """Return the rows' precision: the model as it is must be in that of those that were trained."""
-    methods = [row.method for row in table.rows.values() if row.method]
-    found = {recipe(method, scale).get("dtype", ("float32", ""))[0] for method in methods}
+    """Return the one precision that all rows are evaluated in, that of the frozen networks in their trainings.
+
+    Raises:
+        ValueError: trainings of several precisions.
+    """
+    rows = [row for row in (*table.rows.values(), *table.own.starts.values()) if row.method]
+    found = {row.settings.get("dtype") or recipe(row.method, scale).get("dtype", ("float32",))[0] for row in rows}
+    if len(found) > 1:
+        raise ValueError(f"{table.name} has rows in {' and '.join(sorted(found))}: train them in one precision")
     return getattr(torch, found.pop() if found else "float32")
 
 
@@ -343,6 +349,23 @@ def check_same(work: Work, row: str, seed: int | None) -> None:
             raise ValueError(f"{note} has other settings or weights: remove {note.parent}, or choose another --work")
 
 
+def check_batches(work: Work, runs: Sequence[tuple[str, int | None]]) -> None:
+    """See that the batches of all runs that are to be trained divide among the processes, before the first begins.
+
+    Raises:
+        ValueError: one does not, with its row.
+    """
+    todo = [(row, seed) for row, seed in runs if not run_path(work.folder, row, seed).exists()]
+    todo += [start for run in todo if (start := start_of(work.table, *run))]
+    for row, seed in todo:
+        if row_of(work.table, row).method is None:
+            continue
+        try:
+            check_divides(training_config(work, row, seed))
+        except ValueError as error:
+            raise ValueError(f"row {row}: {error}") from None
+
+
 def known_settings(work: Work, row: str, seed: int | None, path: Path) -> dict:
     """Read settings as they were written down, of those that matter now; what was not known then had its default."""
     before = json.loads(path.read_text())["settings"]
@@ -358,15 +381,19 @@ def known_settings(work: Work, row: str, seed: int | None, path: Path) -> dict:
 def do_run(work: Work, row: str, seed: int | None) -> None:
     """Train and evaluate one row at one seed, unless that is done; all processes of the launcher take part."""
     path, about, training = run_path(work.folder, row, seed), work.table.rows[row], None
-    if path.exists():
-        print(f"{path.stem} is done")
+    parts = work.folder / f"{path.stem}.parts"
+    if seen(path):
+        if processes().is_main_process:
+            print(f"{path.stem} is done")
         return
     if about.method:
         if not finished(work, row, seed):
+            if processes().is_main_process:  # of a training that was removed since
+                shutil.rmtree(parts, ignore_errors=True)
             train(work, row, seed)
         training = json.loads((training_folder(work, row, seed) / "result.json").read_text())
     # The weights come from the last checkpoint, whether they were trained now, before, or by another table.
-    parts, model, clock = work.folder / f"{path.stem}.parts", row_model(work, row, seed), Clock()
+    model, clock = row_model(work, row, seed), Clock()
     # The table's model may hold the weights of a row that was evaluated before.
     as_it_is = not (about.method or about.composed or about.sampled)
     with model.reference() if as_it_is else contextlib.nullcontext():
@@ -378,7 +405,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
 
 def finished(work: Work, row: str, seed: int) -> bool:
     """Say whether a row is trained to its end, whichever table trained it."""
-    return (training_folder(work, row, seed) / "result.json").exists()
+    return seen(training_folder(work, row, seed) / "result.json")
 
 
 def train(work: Work, row: str, seed: int) -> None:
@@ -408,7 +435,7 @@ def make_pairs(work: Work) -> None:
     """
     config, made = pair_config(work), pair_settings(work)
     note = config.out / "settings.json"
-    if not (config.out / "pairs.jsonl").exists():
+    if not seen(config.out / "pairs.jsonl"):
         sampled_pairs.build(sampled_pairs.prepare(config))
         if processes().is_main_process:
             write_json(note, made)
@@ -506,7 +533,7 @@ def metrics_of(work: Work, name: str) -> Mapping[str, Metric | Frechet]:
 def measure(work: Work) -> None:
     """Run all rows of a table that measures in a way of its own, unless that is done."""
     rows, parts = work.table.rows, work.folder / "measured.parts"
-    if all(run_path(work.folder, row, None).exists() for row in rows):
+    if all([seen(run_path(work.folder, row, None)) for row in rows]):
         return
     clock, cells = Clock(), work.table.own.measure(work, parts)
     for row in rows:
@@ -531,7 +558,8 @@ def finish(
         rows: how many were measured together, and share the time since the clock.
     """
     if processes().is_main_process:
-        made = provenance(clock)
+        # All rows are evaluated as the networks are loaded, without autocast: a row that was trained just now, too.
+        made = provenance(clock) | {"precision": str(work.model.dtype).removeprefix("torch.")}
         for name in ("wall_seconds", "cpu_seconds"):
             made[name] = round(made[name] / rows, 1)
         about = {"row": row, "seed": seed, "settings": settings(work, row, seed), "training": training}

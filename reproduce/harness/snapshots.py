@@ -15,7 +15,7 @@ from torch import Tensor
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import rollout
-from reproduce.common.cli import processes
+from reproduce.common.cli import processes, seen
 from reproduce.common.files import write_json
 from reproduce.common.provenance import Clock
 from reproduce.common.shards import Chunks
@@ -49,7 +49,7 @@ def length(config: TrainConfig) -> int:
 def do_run(work: Work, row: str, seed: int | None) -> None:
     """Train one row at one seed and evaluate its snapshots, unless that is done; all processes take part."""
     path, about = run_path(work.folder, row, seed), work.table.rows[row]
-    if about.method is None or path.exists():
+    if about.method is None or seen(path):
         return rows.do_run(work, row, seed)
     if not rows.finished(work, row, seed):
         if not rows.trained_here(work.table, about):
@@ -82,7 +82,7 @@ def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
     """Return a snapshot's scores and its distance from the reference, measured now or before."""
     path = work.folder / f"{row}-{seed}" / "points" / f"{snapshot.name}.json"
     weights = digest(snapshot)
-    if path.exists() and (found := json.loads(path.read_text()))["weights"] == weights:
+    if seen(path) and (found := json.loads(path.read_text()))["weights"] == weights:
         return found
     model = work.model.to(processes().device) if work.world.scale == "full" else work.model
     model.load_adapter(snapshot)
@@ -124,6 +124,8 @@ def mean_kl(work: Work, kernel: Kernel, parts: Path) -> float:
     count = -(-len(prompts) // some)
 
     def part(index: int) -> dict[str, Tensor]:
+        if work.world.scale == "full":
+            work.model.forget_prompts()  # see scores.forget
         return {"kl": policy_kl(work.model, kernel, prompts[index * some : (index + 1) * some])}
 
     found = map(part, range(count))

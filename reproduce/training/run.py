@@ -14,12 +14,13 @@ import contextlib
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -32,6 +33,9 @@ from reproduce.common.files import last_checkpoint, plain, writable_folder, writ
 from reproduce.common.provenance import Clock, provenance
 from reproduce.training import checkpoints
 from reproduce.training.config import TrainConfig
+
+# The settings of each loop that say how many rows the processes share.
+BATCHES = {"online": ("pairs", "minibatch"), "offline": ("batch",), "distill": ("batch",)}
 
 
 class Kept(Protocol):
@@ -78,14 +82,14 @@ def check_training(config: TrainConfig) -> None:
             )
 
 
-def check_divides(config: TrainConfig, *names: str) -> None:
+def check_divides(config: TrainConfig) -> None:
     """Refuse batches that do not divide among the processes of the launcher.
 
     Raises:
-        ValueError: one of the named settings does not.
+        ValueError: a batch of the loop does not.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    for name in names:
+    for name in BATCHES[config.loop]:
         value = getattr(config, name)
         if value % world:
             raise ValueError(f"{name} = {value} does not divide among {world} processes: choose a multiple of {world}")
@@ -205,7 +209,11 @@ class Run:
             self._same_settings(state["config"])
         writable_folder(config.out)
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=config.out
+            mixed_precision=config.mixed_precision,
+            log_with=config.tracker,
+            project_dir=config.out,
+            # Buffers are constants. Sent in each forward, they would have the processes wait for each other there.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         for each in (model, second) if second else (model,):
             self._set_up(each)
@@ -293,7 +301,9 @@ class Run:
             accelerator.state.deepspeed_plugin.deepspeed_config.update(of_engine)
         if model.frozen_copy is not None:  # the reference, in the precision that the policy computes in
             model.frozen_copy = accelerator.prepare_model(model.frozen_copy, evaluation_mode=True)
-        return accelerator.prepare(model.unet, optimizer)
+        with warnings.catch_warnings():  # newer versions of torch have another name for the same
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return accelerator.prepare(model.unet, optimizer)
 
     def share(self, rows: Tensor) -> Tensor:
         """Return this process's share of a batch (B, ...): every world-th row; all of it for one process.
@@ -410,8 +420,13 @@ class Run:
         checkpoints.save(self.config.out, step, self.accelerator, weights, optimizers, state, kept)
 
     def finish(self) -> None:
-        """Write result.json, and end the tracker and the process group."""
+        """Write result.json, which all processes may read then, and end the tracker.
+
+        The process group stays: it is the command's, which may have more to do than this run.
+        """
         if self.accelerator.is_main_process:
             about = {"config": plain(self.config), **provenance(self.clock), "history": self.history}
             write_json(self.config.out / "result.json", about)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,15 @@
+"""A table's script in processes of its own, for tests/reproduce/harness/test_tables_under_processes.py."""
+
+import contextlib
+import importlib
+import os
+
+from reproduce.harness import rows, snapshots  # noqa: F401 what a script imports when it runs something
+from reproduce.harness.command import command
+
+
+def table(name: str, argv: list[str]) -> None:
+    """Run reproduce/<name>.py at full scale on small random twins, without its progress bars."""
+    script = importlib.import_module(f"reproduce.{name}")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        command(script.TABLE, None, ["--scale", "full", "--models", "tiny", "--threads", "1", *argv])
