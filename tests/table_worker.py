@@ -6,13 +6,14 @@ import os
 
 from reproduce.harness import rows, snapshots  # noqa: F401 what a script imports when it runs something
 from reproduce.harness.command import command
-from reproduce.harness.declare import DISTILL
+from reproduce.harness.declare import SMOKE
 
 
 def table(name: str, argv: list[str]) -> None:
     """Run reproduce/<name>.py at full scale on small random twins, without its progress bars."""
     script = importlib.import_module(f"reproduce.{name}")
     # One row at a time in one process, too: in bf16 a row's gradient depends on how many it is computed with.
-    DISTILL["micro_batch"] = 1
+    for method in SMOKE.settings.keys() - {"pairs", "targets"}:
+        SMOKE.settings[method]["micro_batch"] = 1
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         command(script.TABLE, None, ["--scale", "full", "--models", "tiny", "--threads", "1", *argv])

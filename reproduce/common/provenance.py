@@ -79,7 +79,9 @@ def _peak_memory() -> float:
 def _commit() -> str | None:
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True)
+        # Without a lock, which would stop a commit that somebody makes at the same time.
+        ask = ["git", "--no-optional-locks", "status", "--porcelain", "-uno"]
+        dirty = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
