@@ -71,10 +71,16 @@ def processes() -> PartialState:
 
     The time-out is a week, because the fastest process waits for the slowest only once, at the end.
     """
+    import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
+    if state.device.type == "cpu":
+        # Of several processes it is "cpu:0", for which torch copies what lies on "cpu". The copies are aligned in
+        # another way, which changes the last bit of what is computed from them.
+        state.device = torch.device("cpu")
+    return state
 
 
 def seen(path: Path) -> bool:
