@@ -12,8 +12,10 @@ from reproduce.harness.declare import SMOKE
 def table(name: str, argv: list[str]) -> None:
     """Run reproduce/<name>.py at full scale on small random twins, without its progress bars."""
     script = importlib.import_module(f"reproduce.{name}")
-    # One row at a time in one process, too: in bf16 a row's gradient depends on how many it is computed with.
+    # One row at a time in one process, too: the last bit of what is computed of a row depends on those beside it.
     for method in SMOKE.settings.keys() - {"pairs", "targets"}:
-        SMOKE.settings[method]["micro_batch"] = 1
+        SMOKE.settings[method] |= {"micro_batch": 1} | (
+            {"rollout_batch": 1} if "rounds" in SMOKE.settings[method] else {}
+        )
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         command(script.TABLE, None, ["--scale", "full", "--models", "tiny", "--threads", "1", *argv])
