@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib
-import os
+import io
 
 from reproduce.harness import rows, snapshots  # noqa: F401 what a script imports when it runs something
 from reproduce.harness.command import command
@@ -17,5 +17,10 @@ def table(name: str, argv: list[str]) -> None:
         SMOKE.settings[method] |= {"micro_batch": 1} | (
             {"rollout_batch": 1} if "rounds" in SMOKE.settings[method] else {}
         )
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        command(script.TABLE, None, ["--scale", "full", "--models", "tiny", "--threads", "1", *argv])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            command(script.TABLE, None, ["--scale", "full", "--models", "tiny", "--threads", "1", *argv])
+    except SystemExit as end:
+        print(said.getvalue()[-500:] if end.code else "")
+        raise
