@@ -95,8 +95,9 @@ def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
     if processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
+    processes().wait_for_everyone()  # all have read the parts
+    if processes().is_main_process:
         shutil.rmtree(parts, ignore_errors=True)
-    processes().wait_for_everyone()
     return found
 
 
