@@ -71,6 +71,8 @@ def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smok
     pairs = shared_folder(folder, "pairs", scale) / "about.json"
     result["pairs"] = json.loads(pairs.read_text()) if uses_pairs(table) and pairs.exists() else None
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
+    given = {name: settings for run in runs for name, settings in run.get("given", {}).items()}
+    result |= {"given": given} if given else {}
     result["tuning"] = {name: row.tuning for name, row in table.rows.items() if row.tuning}
 
     # Numbers that follow from the scores and histories of the runs.

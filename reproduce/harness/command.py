@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from reproduce.common.cli import failures, leave, positive, processes, quiet, refusals
 from reproduce.common.files import writable_folder, write_json, write_text
-from reproduce.harness.declare import SMOKE, Row, Table, World
+from reproduce.harness.declare import GIVEN, SMOKE, Row, Table, World
 
 if TYPE_CHECKING:
     from reproduce.common.provenance import Clock
@@ -55,10 +55,14 @@ class TableConfig:
     """The whole way with next to no prompts, pairs and updates; needs its own --out."""
     models: Literal["published", "tiny"] = "published"
     """At full scale: the published weights, or small random twins in the same formats, which shows that it all runs."""
+    given: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = ()
+    """A setting in the place of the rows' own, such as online.micro_batch=4, dtype=float32 or targets.subject=cat; may
+    be given several times (see harness/overrides.py). One that changes numbers needs its own --out."""
     dry_run: bool = False
     """Print rows, recipes and claims, at full scale also what it takes on 8 H100 (see plan.py), and stop."""
     table_only: bool = False
     """Run nothing: write the table from the runs there are, or else the page from the result there is."""
+    apart: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = field(default_factory=dict)
 
 
 def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) -> None:
@@ -66,11 +70,15 @@ def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) ->
     with refusals():
         config = tyro.cli(TableConfig, description=doc, args=argv)
         table = at_scale(table, config.scale)
+        if config.given:
+            from reproduce.harness.overrides import override
+
+            table, config.apart = override(table, config.scale, config.given)
         check(table, config)
         if config.dry_run:
             from reproduce.harness import dry_run
 
-            return dry_run.run(table, config.scale)
+            return dry_run.run(table, config.scale, config.apart)
         quiet()
         work = None if config.table_only else prepare(table, config)
     with failures():
@@ -114,6 +122,10 @@ def check(table: Table, config: TableConfig) -> None:
     if config.threads is not None:
         positive(config, "threads")
     cut = "--smoke" if config.smoke else "--models tiny" if config.models == "tiny" else None
+    if config.given and not cut:
+        from reproduce.harness.overrides import changes_numbers, given_settings
+
+        cut = GIVEN if changes_numbers(given_settings(table, config.apart)) else None
     if cut and config.out.resolve() == RESULTS:
         raise ValueError(f"{cut} must not write over {config.out}: name another folder with --out")
     config.work = config.work or (config.out if cut else REPRODUCE) / "runs" / file_name(table, config)
@@ -137,6 +149,11 @@ def prepare(table: Table, config: TableConfig, world: World | None = None) -> Wo
         world = replace(SMOKE if config.smoke else World(), scale=config.scale)
         if config.models == "tiny":
             world = replace(SMOKE, scale="full", twins=True, training_prompts="animals")
+    if config.given:
+        from reproduce.harness.overrides import given_settings
+
+        apart = {name: world.settings.get(name, {}) | settings for name, settings in config.apart.items()}
+        world = replace(world, settings=world.settings | apart, given=given_settings(table, config.apart))
     work = rows.prepare(table, world, config.work, config.threads)
     rows.check_batches(work, runs(table, config))
     if table.own.curve:

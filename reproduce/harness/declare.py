@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+GIVEN = "--set"  # the source of a setting that the command line gave (see overrides.py)
+
 
 @dataclass(frozen=True)
 class Column:
@@ -125,6 +127,7 @@ class World:
     prompts: int | None = None  # of each set; None: all
     training_prompts: str | None = None  # None: the recipe's
     settings: dict[str, dict] = field(default_factory=dict)  # method, "pairs" or "targets" -> settings that go first
+    given: dict[str, dict] = field(default_factory=dict)  # row, "pairs" or "targets" -> settings that --set gave
 
 
 ONLINE, OFFLINE = {"rounds": 2, "pairs": 2, "minibatch": 2}, {"updates": 2, "batch": 2}

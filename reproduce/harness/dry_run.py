@@ -1,5 +1,7 @@
 """Print what a table would do: rows, recipes with their sources, data, claims, and at full scale what it takes."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fsalign_lib.models.hub import REVISIONS
@@ -8,7 +10,7 @@ from reproduce.data.pair_settings import SOURCES, FullPairConfig, PairConfig
 from reproduce.data.prompt_sets import SETS
 from reproduce.harness import targets
 from reproduce.harness.claims import claims_of
-from reproduce.harness.declare import Row, Table
+from reproduce.harness.declare import GIVEN, Row, Table
 from reproduce.harness.rows import CONFIGS, row_of, trained_here, uses_pairs
 from reproduce.planner.gpus import Machine
 from reproduce.planner.report import divisor, plan_rows, text
@@ -17,9 +19,13 @@ from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
 
 
-def run(table: Table, scale: str) -> None:
-    """Print a table, as it is at this scale (see command.at_scale)."""
-    print(description(table, scale))
+def run(table: Table, scale: str, apart: Mapping[str, dict] = MappingProxyType({})) -> None:
+    """Print a table, as it is at this scale (see command.at_scale).
+
+    Args:
+        apart: settings of "pairs" and "targets" that the command line gave.
+    """
+    print(description(table, scale, apart))
     if scale == "full" and (rows := trained_rows(table, scale)):
         machine = Machine(count=divisor(rows))
         titles = {name: row.title for name, row in (table.own.starts | table.rows).items()}
@@ -37,7 +43,7 @@ def trained_rows(table: Table, scale: str) -> dict[str, TrainConfig]:
     }
 
 
-def description(table: Table, scale: str) -> str:
+def description(table: Table, scale: str, apart: Mapping[str, dict] = MappingProxyType({})) -> str:
     """Return rows, recipes with their sources, and claims, as lines."""
     parts = [f"{table.title}, scale {scale}", f"training seeds {', '.join(map(str, table.seeds))}"]
     sets = (f"{getattr(prompts, scale)} for {prompts.title}" for prompts in table.prompts.values())
@@ -48,12 +54,12 @@ def description(table: Table, scale: str) -> str:
             own = own_settings(table, row, scale) | {"seed": seeds(table, row, scale)}
             parts.append(describe(row.method, scale, own))
     if table.own.targets:
-        name = table.own.targets[scale]
-        parts += [f"\ntargets {name}", *sourced(targets.SETS[name], targets.SOURCES)]
+        name, given = table.own.targets[scale], apart.get("targets", {})
+        parts += [f"\ntargets {name}", *sourced(targets.named(name, given), targets.SOURCES, given)]
     elif uses_pairs(table):
-        pairs = PairConfig() if scale == "pocket" else FullPairConfig()
-        pairs.model = table.teachers[scale]
-        parts += ["\npairs for offline methods", *sourced(pairs, SOURCES[scale])]
+        kind, given = PairConfig if scale == "pocket" else FullPairConfig, apart.get("pairs", {})
+        pairs = kind(**{"model": table.teachers[scale]} | given)
+        parts += ["\npairs for offline methods", *sourced(pairs, SOURCES[scale], given)]
     if scale == "full":
         parts += ["\nweights, at pinned commits", *weights(table), "\ndata", *data_sets(table)]
     parts.append("\nclaims")
@@ -62,8 +68,13 @@ def description(table: Table, scale: str) -> str:
     return "\n".join(parts)
 
 
-def sourced(settings: Any, sources: dict[str, str]) -> list[str]:
-    """Return the settings that have sources, as lines "setting = value  # source"."""
+def sourced(settings: Any, sources: dict[str, str], given: dict[str, Any]) -> list[str]:
+    """Return the settings that have sources, as lines "setting = value  # source".
+
+    Args:
+        given: by the command line.
+    """
+    sources = sources | dict.fromkeys(given, GIVEN)
     return [f"  {name} = {getattr(settings, name)!r}  # {source}" for name, source in sources.items()]
 
 

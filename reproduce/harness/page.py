@@ -33,6 +33,8 @@ def page(table: Table, result: dict | None) -> str:
     parts = [f"# {table.title}"]
     if result and result["smoke"]:
         parts.append("**A smoke run: settings cut down until it is quick. Its numbers mean nothing.**")
+    if result and "given" in result:
+        parts.append(given(result["given"]))
     parts += introduction(table, result, scale)
     parts += [f"**Claims: {total(table, result)}.**", tally(table, result)]
     if result:
@@ -73,6 +75,14 @@ def introduction(table: Table, result: dict | None, scale: str) -> list[str]:
         *([ranking(table, result, scale)] if uses_pairs(table) else []),
         f"**The paper's words** ({claims.source}). {claims.words}",
     ]
+
+
+def given(settings: dict[str, dict]) -> str:
+    """Say which settings the command line gave in the place of the table's."""
+    told = (
+        f"{row}: {', '.join(f'{name} = {value}' for name, value in some.items())}" for row, some in settings.items()
+    )
+    return f"**Not the table's own settings: given by --set.** {'; '.join(told)}."
 
 
 def ranking(table: Table, result: dict | None, scale: str) -> str:

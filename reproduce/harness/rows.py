@@ -261,6 +261,7 @@ def training_config(work: Work, row: str, seed: int) -> TrainConfig:
     given |= values(about.settings) | world.settings.get(about.method, {}) | {"threads": work.threads}
     if world.training_prompts and loop != "offline":
         given["prompts"] = world.training_prompts
+    given |= world.given.get(row, {})
     return make_config(CONFIGS[loop], about.method, world.scale, **given)
 
 
@@ -570,5 +571,7 @@ def finish(
         for name in ("wall_seconds", "cpu_seconds"):
             made[name] = round(made[name] / rows, 1)
         about = {"row": row, "seed": seed, "settings": settings(work, row, seed), "training": training}
+        kept = {name: some for name, some in work.world.given.items() if name in (row, "pairs", "targets")}
+        about |= {"given": kept} if kept else {}
         write_json(run_path(work.folder, row, seed), about | {"evaluation": made, "cells": cells, **more})
     processes().wait_for_everyone()

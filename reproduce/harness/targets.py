@@ -89,6 +89,11 @@ def dreambooth(subject: str) -> Targets:
     return replace(SETS["dreambooth"], subject=subject, **own)
 
 
+def named(name: str, settings: dict) -> Targets:
+    """Return a set, or a subject's, with these settings in the place of its own."""
+    return replace(dreambooth(settings["subject"]) if settings.get("subject") else SETS[name], **settings)
+
+
 def write_pictures(folder: Path, images: Tensor, texts: list[str]) -> None:
     """Write uint8 pictures (N, 3, H, W) with their captions in metadata.jsonl, which is written last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,9 +170,7 @@ def build_references(folder: Path, targets: Path, model: LatentModel, prompt: st
 def target_set(table: Table, world: World) -> tuple[str, Targets]:
     """Return the set that a table's rows learn, as large as the world has it; with twins, the pocket world's."""
     name = table.own.targets["pocket" if world.twins else world.scale]
-    asked = dict(world.settings.get("targets", {}))
-    some = dreambooth(asked["subject"]) if asked.get("subject") else SETS[name]
-    return name, replace(some, **asked)
+    return name, named(name, world.settings.get("targets", {}))
 
 
 def folders(work: Work, row: str, model: str) -> dict[str, Path]:

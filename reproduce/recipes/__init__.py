@@ -74,23 +74,23 @@ def make_config(config_type: type, method: str, scale: str = "pocket", **overrid
     for name, (value, _) in recipe(method, scale).items():
         if name not in kinds:
             raise ValueError(f"recipe of {method}: {config_type.__name__} has no setting {name!r}")
-        if not _fits(value, kinds[name]):
+        if not fits(value, kinds[name]):
             raise ValueError(f"recipe of {method}: {name} = {value!r}: expected {kinds[name]}")
         known[name] = value
     named = {"method": method, "scale": scale, "out": Path("reproduce/runs") / f"{method}-{scale}"}
     return config_type(**(named | known | overrides))
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Tell whether a value is of an annotated type; a whole number may stand for a float."""
     origin, of = get_origin(kind), get_args(kind)
     if origin is Literal:
         return value in of
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in of)
+        return any(fits(value, one) for one in of)
     if origin is tuple:
         of = of[:1] * len(value) if of[-1] is ... else of
-        return isinstance(value, tuple) and len(value) == len(of) and all(map(_fits, value, of))
+        return isinstance(value, tuple) and len(value) == len(of) and all(map(fits, value, of))
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind or NoneType)
