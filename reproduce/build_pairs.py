@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from reproduce.common.cli import command_line
+from reproduce.common.cli import command_line, refusals
 from reproduce.data import pickapic
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
 
@@ -50,7 +50,8 @@ def prepare(config: PairConfig | FullPairConfig | pickapic.PickapicConfig):
 def build(job) -> None:
     """Build what `prepare` returned."""
     if isinstance(job, pickapic.Import):
-        return pickapic.build(job)
+        with refusals():  # of a file that is damaged further on
+            return pickapic.build(job)
     from reproduce.data import sampled_pairs
 
     sampled_pairs.build(job)

@@ -144,7 +144,7 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
     c = resolved(config)
     positive(c, "seeds", "batch")
     # A prompt and a seed give one picture: a prompt that is repeated would give it again.
-    prompts = {name: list(dict.fromkeys(read_prompts(name))) for name in c.prompts}
+    prompts = {name: read_prompts(name, once=True) for name in c.prompts}
     for some in prompts.values():
         check(some, range(c.seeds), metrics or c.metrics)
     if c.out.is_dir():

@@ -39,14 +39,14 @@ from fsalign_lib.losses.distribution_matching import (
 )
 from fsalign_lib.models.conditioning import Cond, cat
 from fsalign_lib.models.edm import denoise
-from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from fsalign_lib.models.load import load
 from fsalign_lib.models.student_teacher import Trio, build_trio
 from fsalign_lib.rewards import load_reward
 from fsalign_lib.rewards.jpeg import JPEGReward
 from fsalign_lib.rollout import seeded_noise
 from reproduce.common.cli import check_finite, command_line, generator, positive
-from reproduce.common.files import last_checkpoint
+from reproduce.common.files import digest, last_checkpoint
 from reproduce.data.prompt_sets import read_prompts
 from reproduce.training.config import KEPT_PROMPTS, RewardFunction, TrainConfig, parse_training
 from reproduce.training.ema import Average
@@ -207,7 +207,9 @@ def prepare(
         teacher.network = run.accelerator.prepare_model(teacher.unet, evaluation_mode=True)
     average = run.trained = Average(trio.student, config.ema, config.ema_ramp)
     run.keep(average)
+    run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}", teacher=teacher.fingerprint[:12])
     if isinstance(reward, torch.nn.Module):
+        run.same_inputs(reward=fingerprint(reward)[:12])
         reward.to(teacher.device)
     cond = trio.student.encode_prompts(prompts) if len(set(prompts)) <= KEPT_PROMPTS else None
     return Setup(config, trio, reward, prompts, cond, kernel, run, average)

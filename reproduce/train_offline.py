@@ -31,6 +31,7 @@ from fsalign_lib.models.conditioning import Cond, cat
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import rollout, seeded_noise, step_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
+from reproduce.common.files import digest
 from reproduce.data.pairs import PairLatents, read_latents
 from reproduce.training.config import KEPT_PROMPTS, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Errors, find
@@ -110,12 +111,14 @@ def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
     kernel = training_kernel(config, model)
     run = Run(config, model)  # checks its settings and folder, so before the pictures are encoded
     prompts, latents = read_latents(config.pairs, model, config.resize, run.accelerator, spare=config.out)
+    run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}", pictures=latents.digest())
     if "losers" in needs and latents.places.shape[1] == 1:
         raise ValueError(f"method {config.method} needs pairs, and {config.pairs} has no pairs.jsonl: build some")
     cond = model.encode_prompts(prompts) if len(set(prompts)) <= KEPT_PROMPTS else None
     prior = None
     if config.prior is not None:
         captions, pictures = read_latents(config.prior, model, config.resize, run.accelerator, spare=config.out)
+        run.same_inputs(prior_captions=digest(captions), prior_pictures=pictures.digest())
         prior = pictures, model.encode_prompts(captions)
     weight = pso_weights(kernel, config.eq5_weights) if "own samples" in needs else None
     return Setup(config, model, prompts, latents, cond, kernel, run, weight, prior)

@@ -27,10 +27,11 @@ from fsalign_lib.kernels import Kernel
 from fsalign_lib.losses.common import Diagnostics
 from fsalign_lib.losses.reward_difference import Updates, importance_weights, step_updates
 from fsalign_lib.models.conditioning import Cond
-from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from fsalign_lib.rewards import load_reward
 from fsalign_lib.rollout import rollout, seeded_noise, transition_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
+from reproduce.common.files import digest
 from reproduce.data.prompt_sets import read_prompts
 from reproduce.training.config import RewardFunction, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Rollouts, find, sums_steps
@@ -152,9 +153,11 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
         advantages = Advantages(len(prompts), steps, config.normalize, *limits)
     reward = reward or load_reward(config.reward, scale=config.scale)
     run = Run(config, model)
+    run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}")
     if advantages is not None:
         run.keep(advantages)
     if isinstance(reward, torch.nn.Module):
+        run.same_inputs(reward=fingerprint(reward)[:12])
         reward.to(model.device)
     return Setup(config, model, reward, prompts, model.encode_prompts(prompts), kernel, run, advantages)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -33,11 +34,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, as `write_bytes` does."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, with `about` in its header, as `write_bytes` does."""
     import safetensors.torch
 
-    write_bytes(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    write_bytes(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, about))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -59,6 +60,23 @@ def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, with each list of numbers on a line of its own, as `write_bytes` does."""
     text = json.dumps(content, indent=1)
     write_text(path, re.sub(r"\[\n[^][{}\"]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
+
+
+def stamp(path: Path) -> list[int]:
+    """Return what tells that a file may have changed, without reading it: size, times of content and of its entry."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(values: Any) -> str:
+    """Return twelve hex digits of a SHA-256 of a value, others than JSON has by their texts."""
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:12]
 
 
 def plain(config: Any) -> dict[str, Any]:

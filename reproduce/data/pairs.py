@@ -1,6 +1,5 @@
 """Read preference pairs, and pictures with captions, as latents."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,8 +8,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fsalign_lib.models.latent_model import LatentModel
-from reproduce.data.latents import Latents, cache_name, encode_pictures
+from reproduce.common.files import digest
+from reproduce.data.latents import Latents, cache_name, encode_pictures, stale
 from reproduce.data.prompt_sets import read_pictures
+from reproduce.data.texts import checked, records
 
 
 def read_rows(folder: Path) -> list[dict]:
@@ -24,22 +25,30 @@ def read_rows(folder: Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"no pairs in {folder}: expected pairs.jsonl (build one with reproduce/build_pairs.py)")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-            prompt, winner, loser = row["prompt"], row["winner"], row["loser"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{where}: expected {{"prompt": ..., "winner": ..., "loser": ...}}') from None
-        if winner == loser or row.get("label", 1) not in (1, 1.0, True):
-            raise ValueError(f"{where}: a tie (label {row.get('label', 1)!r}, {prompt!r}): remove ties from the file")
-        missing = [p for p in (winner, loser) if not (folder / p).is_file()]
+    for where, row in records(path):
+        if not isinstance(row, dict) or not row.keys() >= {"prompt", "winner", "loser"}:
+            raise ValueError(f'{where}: expected {{"prompt": ..., "winner": ..., "loser": ...}}')
+        checked(where, row["prompt"])
+        pictures = [checked(f"{where}, {side}", row[side]) for side in ("winner", "loser")]
+        _check_label(where, row, pictures)
+        missing = [name for name in pictures if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{where}: picture {missing[0]!r} is missing: restore it or drop the line")
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty: write a pair a line")
     return rows
+
+
+def _check_label(where: str, row: dict, pictures: list[str]) -> None:
+    """Raise a ValueError unless the winner won."""
+    label = row.get("label", 1)
+    if label == 0 and pictures[0] != pictures[1]:
+        raise ValueError(f"{where}: label {label!r} says that the loser won: swap the two, and leave the label out")
+    if label == 0.5 or pictures[0] == pictures[1]:
+        raise ValueError(f"{where}: a tie (label {label!r}, {row['prompt']!r}): remove ties from the file")
+    if label != 1:
+        raise ValueError(f"{where}: label {label!r}: expected 1, the winner won, or none")
 
 
 class PairLatents:
@@ -57,6 +66,10 @@ class PairLatents:
     def __getitem__(self, rows: Tensor) -> Tensor:
         return self.pictures[self.places[rows].flatten()].unflatten(0, (-1, self.places.shape[1]))
 
+    def digest(self) -> str:
+        """Return a hash of the pairs' pictures, and of who won."""
+        return digest([self.pictures.digest(), *self.places.flatten().tolist()])
+
 
 def read_latents(
     folder: Path,
@@ -70,25 +83,26 @@ def read_latents(
     A folder without pairs.jsonl holds pictures with captions (see `prompt_sets.read_pictures`), which have no losers.
 
     Args:
-        resize: fit pictures of other sizes (see `latents.fit`), where they are an error otherwise.
+        resize: fit pictures of other sizes (see `pictures.fit`), where they are an error otherwise.
         spare: where latents are kept if nothing can be written to the folder.
     """
     if (folder / "pairs.jsonl").is_file() or not folder.is_dir():
         rows = read_rows(folder)
         prompts = [row["prompt"] for row in rows]
-        names = {name: None for row in rows for name in (row["winner"], row["loser"])}
-        names = {name: place for place, name in enumerate(names)}
-        places = torch.tensor([[names[row["winner"]], names[row["loser"]]] for row in rows])
-        content = (folder / "pairs.jsonl").read_bytes()
+        places = {name: None for row in rows for name in (row["winner"], row["loser"])}
+        places = {name: place for place, name in enumerate(places)}
+        paths = [folder / name for name in places]
+        places = torch.tensor([[places[row["winner"]], places[row["loser"]]] for row in rows])
     else:
-        rows = read_pictures(folder)
-        prompts, names = [caption for _, caption in rows], [path.relative_to(folder) for path, _ in rows]
+        rows = read_pictures(folder, spare=spare)
+        prompts, paths = [caption for _, caption in rows], [path for path, _ in rows]
         places = torch.arange(len(rows))[:, None]
-        content = "\n".join(map(str, names)).encode()
-    name = cache_name(content, model, resize)
-    home = folder if os.access(folder, os.W_OK) or (folder / name).is_dir() or spare is None else spare
+    name = cache_name([os.path.relpath(path, folder) for path in paths], model, resize)
+    home = folder
+    if spare is not None and not os.access(folder, os.W_OK) and stale(paths, folder / name):
+        home = spare
     part = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    pictures = encode_pictures([folder / name for name in names], model, home / name, resize, part)
+    pictures = encode_pictures(paths, model, home / name, resize, part)
     if accelerator:
         accelerator.wait_for_everyone()
     pictures.check()

@@ -2,27 +2,28 @@
 
 The columns are those of the published files: caption, jpg_0, jpg_1 (a picture's bytes) and label_0 (1: the first
 picture won, 0: the second, 0.5: a tie). A picture that comes in several pairs is kept once, under the hash of its
-bytes, and the bytes are kept as they are.
+bytes, and the bytes are kept as they are. Rows that cannot be used are counted: ties; without a label; unreadable,
+which are those with a caption that is no text or a picture that cannot be decoded.
 """
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from reproduce.common.cli import positive
-from reproduce.common.files import plain, writable_folder, write_bytes
+from reproduce.common.files import digest, plain, writable_folder, write_bytes
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data.pair_folder import PairFolder
+from reproduce.data.pictures import whole_picture
 from reproduce.data.prompt_sets import PICKAPIC, data_folder
-from reproduce.data.readers import column, open_parquet
+from reproduce.data.texts import column, open_parquet, parquet_batches
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0")
+LEFT_OUT = ("ties", "unlabelled", "unreadable")
 GROUPS = 100_000  # more row groups than a file has
 
 
@@ -62,14 +63,15 @@ def prepare(config: PickapicConfig) -> Import:
     files = sorted(root.rglob(f"{config.split}-*.parquet"))
     if not files:
         raise FileNotFoundError(f"no {config.split}-*.parquet in {root}: put Pick-a-Pic's files there, from {PICKAPIC}")
-    groups = {}
+    groups, about = {}, []
     for number, path in enumerate(files):
         with open_parquet(path) as file:
             for name in COLUMNS:
                 column(path, file.schema_arrow.names, (name,))
             groups |= {number * GROUPS + group: (path, group) for group in range(file.num_row_groups)}
-    names = [str(path.relative_to(root)) for path in files]
-    folder = PairFolder(config.out, {"split": config.split, "files": names})
+            # The footer has each column's size and range: another file under the same name has another.
+            about.append([str(path.relative_to(root)), path.stat().st_size, digest(file.metadata.to_dict())])
+    folder = PairFolder(config.out, {"split": config.split, "files": about})
     writable_folder(config.out)
     return Import(config, groups, folder)
 
@@ -80,7 +82,7 @@ def build(job: Import) -> None:
     job.folder.begin()
     for number, (path, group) in tqdm(job.groups.items(), desc="row groups"):
         if not job.folder.done(number):
-            rows, counts = [], {"ties": 0, "unreadable": 0}
+            rows, counts = [], dict.fromkeys(LEFT_OUT, 0)
             for row in _rows(path, group):
                 pair = _pair(c.out, row)
                 if isinstance(pair, str):
@@ -94,7 +96,7 @@ def build(job: Import) -> None:
             break
 
     def about(counts: dict[str, int]) -> dict[str, Any]:
-        kept = {key: counts[key] for key in ("pairs", "ties", "unreadable")}
+        kept = {key: counts[key] for key in ("pairs", *LEFT_OUT)}
         return {"config": plain(c), **kept, **provenance(clock)}
 
     job.folder.finish(used, about, c.count)
@@ -102,29 +104,22 @@ def build(job: Import) -> None:
 
 def _rows(path: Path, group: int) -> Iterator[dict[str, Any]]:
     with open_parquet(path) as file:
-        for batch in file.iter_batches(64, row_groups=[group], columns=list(COLUMNS)):
-            yield from batch.to_pylist()
+        for batch in parquet_batches(file, path, 64, row_groups=[group], columns=list(COLUMNS)):
+            yield from batch
 
 
 def _pair(out: Path, row: dict[str, Any]) -> dict | str:
-    """Return a line of pairs.jsonl, or why there is none."""
-    if row["label_0"] not in (0, 1) or row["jpg_0"] == row["jpg_1"]:
+    """Return a line of pairs.jsonl, or why there is none (see LEFT_OUT)."""
+    if row["label_0"] not in (0, 0.5, 1):
+        return "unlabelled"
+    if row["label_0"] == 0.5 or row["jpg_0"] == row["jpg_1"]:
         return "ties"
-    if not all(_whole(row[side]) for side in ("jpg_0", "jpg_1")):
+    both = row["jpg_0"], row["jpg_1"]
+    if not isinstance(row["caption"], str) or not all(isinstance(c, bytes) and whole_picture(c) for c in both):
         return "unreadable"
-    first, second = (_keep(out, row[side]) for side in ("jpg_0", "jpg_1"))
+    first, second = (_keep(out, content) for content in both)
     winner, loser = (first, second) if row["label_0"] == 1 else (second, first)
     return {"prompt": row["caption"], "winner": winner, "loser": loser, "label": 1}
-
-
-def _whole(content: bytes | None) -> bool:
-    try:
-        picture = Image.open(io.BytesIO(content or b""))
-        picture.draft("RGB", (64, 64))  # all of a JPEG is read, but decoded small
-        picture.load()
-    except (UnidentifiedImageError, OSError):
-        return False
-    return True
 
 
 def _keep(out: Path, content: bytes) -> str:

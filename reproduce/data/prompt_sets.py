@@ -6,23 +6,24 @@ Nothing is downloaded. A set lies below the data folder, which the environment v
 argument `folder`), under the path that its row says, in the format in which it was published.
 """
 
+import hashlib
 import os
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fsalign_lib.pocket import captions
-from reproduce.common.files import write_bytes
-from reproduce.data.readers import parquet_files, parquet_rows, records, texts
+from reproduce.common.files import writable_folder, write_bytes
+from reproduce.data.texts import caption_file, checked, parquet_files, parquet_rows, records, texts
 
 POCKET = ("animals", "train", "test-pickapic", "test-heldout", "concept")
 CAPTIONS = ("prompt", "Prompt", "caption", "text", "TEXT", "txt")  # columns that hold what is wanted
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -296,21 +297,28 @@ def find(name: str, folder: Path | str | None = None) -> list[Path]:
             f"data set {name!r} needs files: set FSALIGN_DATA to a folder with {wanted}, from {known.source}"
         )
     for pattern in known.files:
-        found = sorted(root.glob(pattern))
+        found = sorted(path for path in root.glob(pattern) if not path.name.startswith("."))
         if found:
             return found
     raise FileNotFoundError(f"data set {name!r} is not in {root}: expected {wanted} there, from {known.source}")
 
 
 def read_prompts(
-    name: str, folder: Path | str | None = None, count: int | None = None, seed: int | None = None
+    name: str,
+    folder: Path | str | None = None,
+    count: int | None = None,
+    seed: int | None = None,
+    once: bool = False,
 ) -> list[str]:
     """Read a prompt set by name (of SETS or the pocket world), or a file of prompts, always in the same order.
 
+    A warning says what a file repeats.
+
     Args:
-        name: a file may be .txt (a prompt a line), .tsv, .csv, .jsonl, .json, .parquet or .tar.gz.
+        name: a file is read as its name ends: .txt (a prompt a line), .tsv, .csv, .jsonl, ... (see `data/texts.py`).
         folder: the data folder; FSALIGN_DATA if None.
         count: how many prompts to return: the first ones, or, with a seed, a random part in the order of the whole.
+        once: leave out what is repeated, of published sets too.
 
     Raises:
         ValueError: an unknown name; a file that is empty, damaged, or has no column of prompts; fewer than `count`.
@@ -319,6 +327,7 @@ def read_prompts(
     if count is not None and count < 1:
         raise ValueError(f"count = {count}: expected 1 or more prompts")
     found: Iterator[str]
+    is_file = False
     if name == "concept":
         from fsalign_lib.pocket import concept
 
@@ -332,13 +341,20 @@ def read_prompts(
     elif not Path(name).suffix and not Path(name).exists():
         raise ValueError(f"unknown prompt set {name!r}; choose one of {', '.join((*POCKET, *SETS))}")
     else:
-        found = texts(Path(name), CAPTIONS)
+        found, is_file = texts(Path(name), CAPTIONS), True
     prompts = some(found, count, seed)
     if not prompts:
         raise ValueError(f"prompts file {name!r} is empty: write a prompt a line")
     if count is not None and len(prompts) < count:
         raise ValueError(f"{name} has {len(prompts)} prompts, and {count} are asked for: ask for fewer")
-    return prompts
+    if once or is_file:
+        distinct = list(dict.fromkeys(prompts))
+        if len(distinct) < len(prompts):
+            repeated = Counter(prompts).most_common(1)[0][0]
+            done = "each is taken once" if once else "each counts as often as it stands there"
+            told = f"{len(prompts) - len(distinct)} of its {len(prompts)} prompts, such as {repeated!r}"
+            warnings.warn(f"{name} repeats {told}: {done}", stacklevel=2)
+    return distinct if once else prompts
 
 
 def published(name: str, folder: Path | str | None) -> Iterator[str]:
@@ -347,7 +363,7 @@ def published(name: str, folder: Path | str | None) -> Iterator[str]:
     if known.kind == "pairs":
         raise ValueError(f"{name!r} is a set of pairs: its prompts are 'pickapic-train'; choose one of {prompt_sets()}")
     if known.kind == "pictures":
-        whole = [caption for _, caption in read_pictures(find(name, folder)[0])]
+        whole = read_captions(find(name, folder)[0])
     elif known.prompts:
         whole = list(known.prompts)
     else:
@@ -376,82 +392,102 @@ def some(prompts: Iterator[str], count: int | None, seed: int | None) -> list[st
     return [prompt for _, prompt in sorted((place, prompt) for _, place, prompt in drawn)]
 
 
-def read_pictures(folder: Path | str, prompt: str | None = None) -> list[tuple[Path, str]]:
+def read_pictures(folder: Path | str, prompt: str | None = None, spare: Path | None = None) -> list[tuple[Path, str]]:
     """List the pictures of a folder with their captions, in order of name.
 
     A caption comes from metadata.jsonl ({"file_name": ..., "text": ...} a line), or from NAME.txt beside NAME.png, or
     is `prompt` for all, as for a handful of pictures of one subject (DreamBooth). Of a folder with parquet files
-    (columns image and text, as datasets on the hub have them) the pictures are written into its subfolder pictures/.
+    (columns image and text, as datasets on the hub have them) the pictures are written into its subfolder pictures/,
+    each under a hash of its bytes.
+
+    Args:
+        spare: whose subfolder pictures/ they are written into where the folder cannot be written to.
 
     Raises:
         FileNotFoundError: no such folder, no picture in it, or one of metadata.jsonl is missing.
-        ValueError: a picture that cannot be read, or that has no caption.
+        ValueError: a picture that cannot be read, or that has no caption; nothing was written then.
+        PermissionError: pictures cannot be unpacked.
     """
+    from reproduce.data.pictures import SUFFIXES, list_pictures, picture_size
+
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: name one with pictures and their captions")
-    if (folder / "metadata.jsonl").is_file():
-        rows = _listed(folder)
-    elif any(folder.rglob("*.parquet")):
-        rows = _unpacked(folder)
+    packed = is_packed(folder)
+    if packed:
+        rows = _unpacked(folder, prompt, spare)
+    elif (folder / "metadata.jsonl").is_file():
+        rows = _listed(folder, prompt)
     else:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
-        rows = [(path, _beside(path)) for path in paths]
+        rows = [(path, caption_file(path) if prompt is None else prompt) for path in list_pictures(folder)]
     if not rows:
-        raise FileNotFoundError(f"no picture in {folder}: expected {', '.join(PICTURES)}, or parquet files")
-    rows = [(path, (prompt if prompt is not None else caption) or "") for path, caption in rows]
+        raise FileNotFoundError(f"no picture in {folder}: expected {', '.join(SUFFIXES)}, or parquet files")
     for path, caption in rows:
-        check_picture(path)
-        if not caption.strip():
+        if not packed:
+            picture_size(path)
+        if not caption:
             raise ValueError(
                 f"{path} has no caption: give a prompt for all, or write it into {folder / 'metadata.jsonl'} "
                 f"or {path.with_suffix('.txt').name}"
             )
-    return [(path, caption.strip()) for path, caption in rows]
+    return rows
 
 
-def _listed(folder: Path) -> list[tuple[Path, str | None]]:
+def is_packed(folder: Path) -> bool:
+    """Say whether a folder's pictures lie in parquet files."""
+    return not (folder / "metadata.jsonl").is_file() and bool(parquet_files(folder))
+
+
+def read_captions(folder: Path) -> list[str]:
+    """List the captions that `read_pictures` gives, and unpack no picture."""
+    if is_packed(folder):
+        return [text for path in parquet_files(folder) for text in texts(path, CAPTIONS)]
+    return [caption for _, caption in read_pictures(folder)]
+
+
+def _listed(folder: Path, prompt: str | None) -> list[tuple[Path, str]]:
     rows = []
-    for number, row in enumerate(records(folder / "metadata.jsonl"), 1):
+    for where, row in records(folder / "metadata.jsonl"):
         if not isinstance(row, dict) or "file_name" not in row:
-            raise ValueError(f'{folder / "metadata.jsonl"} line {number}: expected {{"file_name": ..., "text": ...}}')
-        path = folder / row["file_name"]
+            raise ValueError(f'{where}: expected {{"file_name": ..., "text": ...}}')
+        path = folder / checked(where, row["file_name"])
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder / 'metadata.jsonl'} line {number}: picture {row['file_name']!r} is missing: "
-                "restore it or drop the line"
-            )
-        rows.append((path, next((row[column] for column in CAPTIONS if row.get(column)), None)))
+            raise FileNotFoundError(f"{where}: picture {row['file_name']!r} is missing: restore it or drop the line")
+        captions = (row[column] for column in CAPTIONS if row.get(column))
+        rows.append((path, prompt if prompt is not None else checked(where, next(captions, ""))))
     return rows
 
 
-def _unpacked(folder: Path) -> list[tuple[Path, str | None]]:
-    out, rows = folder / "pictures", []
-    out.mkdir(exist_ok=True)
+def _unpacked(folder: Path, prompt: str | None, spare: Path | None) -> list[tuple[Path, str]]:
+    """Write the pictures of a folder's parquet files that are not there yet; all are looked at before the first."""
+    from reproduce.data.pictures import picture_size
+
+    home = folder if os.access(folder, os.W_OK) or spare is None else spare
+    rows, new = [], set()
+    for where, path, content, caption in _packed(folder, home / "pictures"):
+        if not path.exists():
+            picture_size(Path(where), content)
+            new.add(path)
+        rows.append((path, prompt if prompt is not None else checked(where, caption)))
+        if not rows[-1][1]:
+            raise ValueError(f"{where} has no caption: give a prompt for all, or write it there")
+    if new:
+        writable_folder(home / "pictures")
+        for _, path, content, _ in _packed(folder, home / "pictures"):
+            if path in new and not path.exists():
+                write_bytes(path, content)
+    return rows
+
+
+def _packed(folder: Path, out: Path) -> Iterator[tuple[str, Path, bytes, Any]]:
+    """Yield each picture's place in the parquet files, where it is unpacked to, its bytes, and its caption."""
     for file in parquet_files(folder):
-        for row in parquet_rows(file, ("image",), CAPTIONS):
-            content = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
-            path = out / f"{len(rows):06d}.img"  # PIL goes by the content
-            if not path.exists():
-                write_bytes(path, content or b"")
-            rows.append((path, row["text"]))
-    return rows
-
-
-def _beside(path: Path) -> str | None:
-    note = path.with_suffix(".txt")
-    return note.read_text(encoding="utf-8") if note.is_file() else None
-
-
-def check_picture(path: Path) -> tuple[int, int]:
-    """Read width and height of a picture from its header alone."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except (UnidentifiedImageError, OSError):
-        raise ValueError(f"{path} is not a picture: replace it or drop it") from None
+        for where, row in parquet_rows(file, ("image",), CAPTIONS):
+            content = row["image"].get("bytes") if isinstance(row["image"], dict) else row["image"]
+            if not isinstance(content, bytes):
+                raise ValueError(f"{where}: column image holds no picture's bytes: write them there, or drop the row")
+            name = hashlib.blake2b(content, digest_size=12).hexdigest()
+            yield where, out / f"{name}.img", content, row["text"]  # PIL goes by the content
 
 
 def table() -> str:

@@ -1,21 +1,21 @@
 """Use a folder of pictures as the reference of a Frechet distance, in chunks that processes share."""
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fsalign_lib.metrics.frechet import Gaussian, Moments
+from reproduce.common.cli import refusals
+from reproduce.common.files import digest, stamp
 from reproduce.common.shards import Chunks
+from reproduce.data.pictures import SUFFIXES, list_pictures, load_picture
 from reproduce.evaluation.metrics import Frechet
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 BATCH = 64
 
 
@@ -27,7 +27,7 @@ def picture_paths(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"reference {str(folder)!r} does not exist: give statistics or a folder of pictures")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = list_pictures(folder, below=True)
     if len(found) < 2:
         raise ValueError(
             f"reference {str(folder)!r} has {len(found)} pictures: expected 2 or more ({' '.join(SUFFIXES)})"
@@ -35,18 +35,13 @@ def picture_paths(folder: Path) -> list[Path]:
     return found
 
 
-def read_picture(path: Path, size: int) -> Tensor:
+def stretched(path: Path, size: int) -> Tensor:
     """Read a picture, stretched to (3, size, size), in [0, 1].
 
     Raises:
         ValueError: it cannot be read.
     """
-    try:
-        with Image.open(path) as picture:
-            pixels = np.array(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is not a picture ({str(error)[:60]}): remove or replace it") from None
-    values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    values = torch.from_numpy(np.array(load_picture(path))).permute(2, 0, 1)[None].float() / 255
     return F.interpolate(values, (size, size), mode="bilinear", align_corners=False)[0]
 
 
@@ -61,15 +56,15 @@ class FolderReference:
 
     @functools.cached_property
     def chunks(self) -> Chunks:
-        """Name the chunks by the pictures and the network, so that others have other chunks."""
-        about = [self.fid.extractor, *(f"{path} {path.stat().st_size}" for path in self.paths)]
-        name = hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]
+        """Name the chunks by the pictures and the network, so that others, or replaced ones, have other chunks."""
+        name = digest([self.fid.extractor, *([str(path), *stamp(path)] for path in self.paths)])
         return Chunks(self.parts / f"reference-{name}", -(-len(self.paths) // BATCH))
 
     def compute(self, index: int) -> dict[str, Tensor]:
         """Compute a chunk's features. A picture is stretched without rounding to whole bytes, as pytorch-fid does."""
         some = self.paths[index * BATCH : (index + 1) * BATCH]
-        pictures = torch.stack([read_picture(path, self.fid.size) for path in some])
+        with refusals():
+            pictures = torch.stack([stretched(path, self.fid.size) for path in some])
         with torch.no_grad():
             return {"features": self.fid.network(pictures.to(self.device)).float().cpu()}
 

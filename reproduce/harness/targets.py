@@ -29,7 +29,7 @@ from fsalign_lib.pocket import captions, concept
 from fsalign_lib.pocket.render import render
 from reproduce.common.cli import processes
 from reproduce.common.files import write_text
-from reproduce.data.latents import read_picture
+from reproduce.data.pictures import read_picture
 from reproduce.data.prompt_sets import SUBJECTS, find, read_pictures, subject_prompts
 from reproduce.evaluation.scores import sample
 from reproduce.harness.declare import Table, World

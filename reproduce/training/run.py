@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fsalign_lib.kernels import Kernel, require_stochastic
-from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from fsalign_lib.models.load import load
 from reproduce.common.cli import generator, positive
 from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
@@ -168,6 +168,7 @@ class Run:
     Attributes:
         start: the first round or update to do.
         history: a record for each round or update that is done.
+        inputs: what the run is made of (see `same_inputs`).
         learners: the model, and the second if there is one.
         parameters, optimizer: the first learner's.
         trained: whose weights checkpoints hold as the trained ones: the model's, or an average's.
@@ -199,6 +200,7 @@ class Run:
         self.config, self.model, self.clock = config, model, Clock()
         self.start, self.history = 0, []
         checkpoint = self.checkpoint = last_checkpoint(config.out)
+        self.inputs: dict[str, str] = {}
         self.kept: Kept | None = None
         self.trained: Trained = model
         self.minibatch: Minibatch | None = None
@@ -207,6 +209,7 @@ class Run:
         state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else None
         if state:
             self._same_settings(state["config"])
+            self.inputs = state.get("inputs", {})
         writable_folder(config.out)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -221,6 +224,10 @@ class Run:
             model.load_adapter(checkpoint)
             if second:
                 second.set_trained(checkpoint / checkpoints.SECOND)
+        self.same_inputs(
+            autoencoder=model.vae_fingerprint[:12],
+            text_encoders=", ".join(fingerprint(encoder)[:12] for encoder in model.text.modules),
+        )
         self.learners = [self._learner(model, config.lr)] + ([self._learner(second, second_lr)] if second else [])
         for learner in self.learners:
             with self.alone(learner):
@@ -247,6 +254,21 @@ class Run:
         if other:
             told = ", ".join(f"{k} = {before.get(k)!r} (now {now[k]!r})" for k in other)
             raise ValueError(f"{self.config.out} was run with {told}: use the same settings, or another --out")
+
+    def same_inputs(self, **now: str) -> None:
+        """Note what the run is made of, and see that it goes on with the same.
+
+        Args:
+            now: what each input is, in words that differ where its content does.
+
+        Raises:
+            ValueError: an input is another than the one that the run was begun with.
+        """
+        other = [name for name, what in now.items() if self.inputs.get(name, what) != what]
+        if other:
+            told = ", ".join(f"{name.replace('_', ' ')}: {self.inputs[name]} (now {now[name]})" for name in other)
+            raise ValueError(f"{self.config.out} was run with other {told}: bring them back, or choose another --out")
+        self.inputs |= now
 
     def keep(self, kept: Kept) -> None:
         """Save its state with each checkpoint; where the run goes on from one, load it now."""
@@ -411,6 +433,7 @@ class Run:
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` rounds or updates; every process must call it."""
         state = {"step": step, "config": plain(self.config), "history": self.history, **self.clock.spent()}
+        state["inputs"] = self.inputs
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         kept = self.kept.state_dict() if self.kept is not None else {}

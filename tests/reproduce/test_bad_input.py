@@ -293,21 +293,22 @@ def test_prompts_that_cannot_be_read(reads_prompts, tmp_path):
     path.write_text(" \n\n")
     assert f"prompts file '{path}' is empty: write a prompt a line" in reads_prompts("--prompts", path)
     path.write_bytes(b"\xff\xfe\x00")
-    assert f"prompts file '{path}' is not UTF-8 text: give a text file" in reads_prompts("--prompts", path)
+    told = reads_prompts("--prompts", path)
+    assert f"{path} is not UTF-8 text (byte 0xff): save it as UTF-8, or give another file" in told
     assert f"{tmp_path}" in reads_prompts("--prompts", tmp_path)
     assert "unknown prompt set 'trian'; choose one of animals, train" in reads_prompts("--prompts", "trian")
 
 
 def test_prompts_without_permission_to_read(reads_prompts, prompts, monkeypatch):
     """As for a user who is not root."""
-    read = Path.read_text
+    opened = Path.open
 
     def locked(path, *args, **kwargs):
         if path == prompts:
             raise PermissionError(13, "Permission denied", str(path))
-        return read(path, *args, **kwargs)
+        return opened(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_text", locked)
+    monkeypatch.setattr(Path, "open", locked)
     told = reads_prompts()
     assert f"prompts file '{prompts}' cannot be read (Permission denied)" in told
 

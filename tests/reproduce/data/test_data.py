@@ -23,6 +23,7 @@ from reproduce.data import latents, pickapic
 from reproduce.data import prompt_sets as data
 from reproduce.data import sampled_pairs as pair_files
 from reproduce.data.pairs import read_latents, read_rows
+from reproduce.data.pictures import fit, read_picture
 from reproduce.data.prompt_sets import SETS, read_pictures, read_prompts
 from tests import tiny
 
@@ -329,7 +330,7 @@ def test_the_better_picture_wins_at_full_scale(sampled, monkeypatch):
     rows = read_rows(out)
     assert [r["prompt"] for r in rows] == ["a cat", "a dog", "a red fox", "a cat"]
     for row in rows:
-        won, lost = (latents.read_picture(out / row[side], size).float().mean() for side in ("winner", "loser"))
+        won, lost = (read_picture(out / row[side], size).float().mean() for side in ("winner", "loser"))
         assert won > lost
     assert set(builder.model._embeddings) <= {None}, "no list of all prompts' embeddings grows"
     scores = iter([[0.5, 0.1], [0.4, 0.3], [0.1, 0.1], [0.1, 0.3]])
@@ -376,7 +377,7 @@ class Encoder:
     vae_fingerprint: str = "vae"
     device: str = "cpu"
     latent_shape: tuple = (3, 2, 2)
-    vae = SimpleNamespace(dtype=torch.float32)
+    vae = SimpleNamespace(dtype=torch.float32, config=SimpleNamespace(scaling_factor=1.0))
 
     def __post_init__(self):
         self.seen = []
@@ -462,8 +463,8 @@ def test_each_picture_of_the_pairs_is_encoded_once(pictures, tmp_path):
     read_latents(tmp_path / "pictures", again)
     assert not again.seen
     for other in (Encoder(vae_fingerprint="other"), Encoder(image_size=2)):
-        assert latents.cache_name(b"", other, False) != latents.cache_name(b"", encoder, False)
-    assert latents.cache_name(b"", encoder, True) != latents.cache_name(b"", encoder, False)
+        assert latents.cache_name(names, other, False) != latents.cache_name(names, encoder, False)
+    assert latents.cache_name(names, encoder, True) != latents.cache_name(names, encoder, False)
 
 
 def test_pictures_of_other_sizes(pictures, tmp_path):
@@ -480,13 +481,13 @@ def test_fit_keeps_the_middle():
     strip = Image.new("RGB", (30, 10))
     for third, color in enumerate(("red", "lime", "blue")):
         strip.paste(color, (10 * third, 0, 10 * third + 10, 10))
-    assert latents.fit(strip, 10).getcolors() == [(100, (0, 255, 0))]
-    assert latents.fit(strip.rotate(90, expand=True), 10).getcolors() == [(100, (0, 255, 0))]
-    small = latents.fit(strip, 4)
+    assert fit(strip, 10).getcolors() == [(100, (0, 255, 0))]
+    assert fit(strip.rotate(90, expand=True), 10).getcolors() == [(100, (0, 255, 0))]
+    small = fit(strip, 4)
     assert small.size == (4, 4) and small.getpixel((2, 2)) == (0, 255, 0)
-    assert latents.fit(Image.new("RGB", (5, 7)), 16).size == (16, 16)
+    assert fit(Image.new("RGB", (5, 7)), 16).size == (16, 16)
     gradient = Image.linear_gradient("L")  # 256x256: a square is scaled only
-    assert latents.fit(gradient, 32).tobytes() == gradient.resize((32, 32), Image.Resampling.BILINEAR).tobytes()
+    assert fit(gradient, 32).tobytes() == gradient.resize((32, 32), Image.Resampling.BILINEAR).tobytes()
 
 
 # pictures with captions

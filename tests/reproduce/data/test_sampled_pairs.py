@@ -7,8 +7,8 @@ import torch
 
 from fsalign_lib.models import load as models
 from reproduce.data import sampled_pairs as pair_files
-from reproduce.data.latents import read_picture
 from reproduce.data.pairs import read_latents, read_rows
+from reproduce.data.pictures import read_picture
 from tests import tiny
 
 
