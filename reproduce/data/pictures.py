@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")  # Pillow's names; MPO is a JPEG of several pictures, as phones make
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # a JPEG of several pictures, as phones make, is among them
 BESIDE = (".txt", ".json", ".jsonl", ".csv", ".md", ".parquet", ".safetensors")  # what may lie beside pictures
 NAMED = 20  # transparent pictures that warnings name
 STRIP = 100  # a picture this many times longer than wide has no middle to cut out
