@@ -9,7 +9,6 @@ os.environ.pop("FSALIGN_HUB", None)  # the weights of whoever runs the tests
 import matplotlib  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from accelerate.state import AcceleratorState  # noqa: E402
 
 from tests import tiny  # noqa: E402
 
@@ -29,11 +28,3 @@ def prompts_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     path.write_text("\n".join(tiny.PROMPTS))
     return str(path)
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """A process has one precision, that of its first run, and some tables' is bf16."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)

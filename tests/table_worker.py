@@ -4,19 +4,27 @@ import contextlib
 import importlib
 import io
 
-from reproduce.harness import rows, snapshots  # noqa: F401 what a script imports when it runs something
+from reproduce.harness import rows, snapshots, targets  # noqa: F401 what a script imports when it runs something
 from reproduce.harness.command import command
 from reproduce.harness.declare import SMOKE
+from reproduce.training.run import Run
+
+of_run = Run.micro_batches
+
+
+def halves(run: Run, prompts, number, which=0):
+    """Cut each minibatch in two, one half for each of two processes: so that one process has the same numbers."""
+    run.config.micro_batch = len(prompts) // 2
+    return of_run(run, prompts, number, which)
 
 
 def table(name: str, argv: list[str]) -> None:
     """Run reproduce/<name>.py at full scale on small random twins, without its progress bars."""
+    Run.micro_batches, targets.AT_ONCE = halves, 1
     script = importlib.import_module(f"reproduce.{name}")
-    # One row at a time in one process, too: the last bit of what is computed of a row depends on those beside it.
-    for method in SMOKE.settings.keys() - {"pairs", "targets"}:
-        SMOKE.settings[method] |= {"micro_batch": 1} | (
-            {"rollout_batch": 1} if "rounds" in SMOKE.settings[method] else {}
-        )
+    for method, settings in SMOKE.settings.items():
+        if "rounds" in settings:
+            SMOKE.settings[method] = settings | {"rollout_batch": settings["pairs"] // 2}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -292,8 +292,12 @@ class LatentModel:
             about["sampling"] = self.sampling()
         (folder / "trained.json").write_text(json.dumps(about, indent=2) + "\n")
 
-    def load_adapter(self, folder: Path) -> None:
+    def load_adapter(self, folder: Path, any_precision: bool = False) -> None:
         """Take the trained weights that `save_adapter` wrote; training is set up first if it was not.
+
+        Args:
+            any_precision: the model may have been trained in another precision than it has now. Whether it is the same
+                model is then left to the caller, for rounded weights have another fingerprint.
 
         Raises:
             FileNotFoundError: no such files.
@@ -305,12 +309,13 @@ class LatentModel:
         about = json.loads(path.read_text())
         model, fingerprint = about.pop("model"), about.pop("fingerprint")
         sampling = about.pop("sampling", None)
-        dtype = getattr(torch, about.pop("dtype", "float32"))  # rounded weights have another fingerprint
-        if dtype != self.dtype:
+        dtype = getattr(torch, about.pop("dtype", "float32"))
+        rounded = dtype != self.dtype
+        if rounded and not any_precision:
             raise ValueError(
                 f"checkpoint {folder} was trained on {model!r} in {dtype}: load it so, not in {self.dtype}"
             )
-        if fingerprint != self.fingerprint:
+        if fingerprint != self.fingerprint and not rounded:
             raise ValueError(
                 f"checkpoint {folder} was trained from {model!r} (weights {fingerprint[:8]}) and not from "
                 f"{self.name!r} (weights {self.fingerprint[:8]}): load the model that it belongs to"

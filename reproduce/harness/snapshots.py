@@ -85,7 +85,7 @@ def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
     if seen(path) and (found := json.loads(path.read_text()))["weights"] == weights:
         return found
     model = work.model.to(processes().device) if work.world.scale == "full" else work.model
-    model.load_adapter(snapshot)
+    model.load_adapter(snapshot, any_precision=True)
     clock = Clock()
     parts, steps = path.with_suffix(".parts"), training_config(work, row, seed).steps
     found = {"round": int(snapshot.name), "weights": weights, "kl_steps": steps}

@@ -27,8 +27,9 @@ from torch import Tensor
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.pocket import captions, concept
 from fsalign_lib.pocket.render import render
-from reproduce.common.cli import processes
+from reproduce.common.cli import processes, seen
 from reproduce.common.files import write_text
+from reproduce.common.shards import in_chunks
 from reproduce.data.pictures import read_picture
 from reproduce.data.prompt_sets import SUBJECTS, find, read_pictures, subject_prompts
 from reproduce.evaluation.scores import sample
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from reproduce.harness.rows import Work
 
 READ = 200  # pictures that metrics compare with, at most
+AT_ONCE = 8  # samples of one prompt
 
 
 @dataclass(frozen=True)
@@ -134,27 +136,30 @@ def read_targets(folder: Path, size: int) -> Tensor:
     return torch.stack([read_picture(path, size, resize=True) for path in paths]).float() / 255
 
 
-def draw_samples(model: LatentModel, prompt: str, count: int, kernel: str | None, steps: int) -> Tensor:
-    """Sample uint8 pictures from the model as it was before training.  # (count, 3, H, W)"""
-    with model.reference():
-        parts = [sample(model, kernel, steps, [prompt], seeds)[0] for seeds in torch.arange(count).split(8)]
-    return (torch.cat(parts) * 255).round().byte().cpu()
+def draw_samples(
+    model: LatentModel, prompt: str, count: int, kernel: str | None, steps: int, parts: Path | None
+) -> Tensor:
+    """Sample uint8 pictures from the model as it was before training.  # (count, 3, H, W)
+
+    Args:
+        parts: folder of those that are done, a file for each AT_ONCE; all processes share the work, and each gets all
+            pictures. None: this process samples all.
+    """
+    some = torch.arange(count).split(AT_ONCE)
+
+    def part(index: int) -> dict[str, Tensor]:
+        with model.reference():
+            pictures = sample(model, kernel, steps, [prompt], some[index])[0]
+        return {"pictures": (pictures * 255).round().byte().cpu()}
+
+    return torch.cat([found["pictures"] for found in in_chunks(part, len(some), parts, "samples")])
 
 
-def build_prior(folder: Path, model: LatentModel, prompt: str, count: int, kernel: str | None, steps: int) -> None:
-    """Sample the pictures of the class, unless that is done."""
-    if not (folder / "metadata.jsonl").exists():
-        write_pictures(folder, draw_samples(model, prompt, count, kernel, steps), [prompt] * count)
-
-
-def build_references(folder: Path, targets: Path, model: LatentModel, prompt: str, count: int, steps: int) -> None:
-    """Write pairs.jsonl: each target in turn against one of `count` samples of the model for the subject's prompt."""
-    if (folder / "pairs.jsonl").exists():
-        return
+def write_references(folder: Path, targets: Path, size: int, samples: Tensor, prompt: str) -> None:
+    """Write pairs.jsonl: each target in turn against a sample (N, 3, size, size) for the subject's prompt."""
     folder.mkdir(parents=True, exist_ok=True)
-    winners = [path for path, _ in read_pictures(targets)]
-    size, lines = model.image_size, []
-    for number, image in enumerate(draw_samples(model, prompt, count, None, steps)):
+    winners, lines = [path for path, _ in read_pictures(targets)], []
+    for number, image in enumerate(samples):
         path = winners[number % len(winners)]
         target = read_picture(path, size, resize=True)
         names = f"target-{number % len(winners)}.png", f"reference-{number:03d}.png"
@@ -217,11 +222,24 @@ def build_samples(work: Work, row: str, model: LatentModel, folders: dict[str, P
     pictures = table_targets(work.table, work.world, work.folder)
     if some.prompt is None:
         return
-    if processes().is_main_process:
-        about, steps = work.table.rows[row], work.table.steps[0]
+    about, steps, main = work.table.rows[row], work.table.steps[0], processes().is_main_process
+
+    prior, pairs = folders["prior"], folders["pairs"]
+
+    def parts(folder: Path) -> Path | None:
+        # At full scale all processes share the work, which goes on where it was stopped.
+        return folder.with_name(f"{folder.name}.parts") if work.world.scale == "full" else None
+
+    if prior and not seen(prior / "metadata.jsonl"):
         how = (about.sampled.kernel, about.sampled.steps) if about.sampled else (None, steps)
-        if folders["prior"]:
-            build_prior(folders["prior"], model, some.class_prompt, some.prior, *how)
-        if "losers" in METHODS[about.method].needs:
-            build_references(folders["pairs"], pictures, work.model, some.prompt, some.references, steps)
+        found = draw_samples(model, some.class_prompt, some.prior, *how, parts(prior))
+        if main:
+            write_pictures(prior, found, [some.class_prompt] * some.prior)
+    if "losers" in METHODS[about.method].needs and not seen(pairs / "pairs.jsonl"):
+        found = draw_samples(work.model, some.prompt, some.references, None, steps, parts(pairs))
+        if main:
+            write_references(pairs, pictures, work.model.image_size, found, some.prompt)
     processes().wait_for_everyone()
+    for folder in filter(None, (prior, pairs)):
+        if main and parts(folder):
+            shutil.rmtree(parts(folder), ignore_errors=True)

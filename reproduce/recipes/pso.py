@@ -94,7 +94,7 @@ RECIPES = {
         },
         "seed": {"both": (0, "own choice")},
         "model": {"pocket": ("pocket-turbo", "own choice"), "full": ("sdxl", "PSO Table 1: SDXL-DPO")},
-        "dtype": {"full": ("bfloat16", "own choice: of the frozen networks; published Diffusion-DPO code: float16")},
+        "dtype": {"full": ("float32", "all weights are trained, and half precision would lose steps of this size")},
         "gradient_checkpointing": {"full": (True, "own choice: memory for time")},
         "mixed_precision": {"full": ("bf16", "own choice; published Diffusion-DPO code: fp16")},
         "training": {

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -28,7 +29,7 @@ from torch.distributed.tensor import DTensor
 from fsalign_lib.kernels import Kernel, require_stochastic
 from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from fsalign_lib.models.load import load
-from reproduce.common.cli import generator, positive
+from reproduce.common.cli import generator, positive, processes
 from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.training import checkpoints
@@ -211,6 +212,9 @@ class Run:
             self._same_settings(state["config"])
             self.inputs = state.get("inputs", {})
         writable_folder(config.out)
+        processes()
+        # Accelerate keeps the precision of a process's first training for all; here each run has its own.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=config.tracker,
@@ -328,7 +332,7 @@ class Run:
             return accelerator.prepare(model.unet, optimizer)
 
     def share(self, rows: Tensor) -> Tensor:
-        """Return this process's share of a batch (B, ...): every world-th row; all of it for one process.
+        """Return this process's share of a batch (B, ...): its part of as many equal ones as there are processes.
 
         Raises:
             ValueError: the batch does not divide among the processes.
@@ -336,17 +340,22 @@ class Run:
         world = self.accelerator.num_processes
         if len(rows) % world:
             raise ValueError(f"a batch of {len(rows)} does not divide among {world} processes: choose a multiple")
-        return rows[self.accelerator.process_index :: world]
+        return rows.chunk(world)[self.accelerator.process_index]
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the whole batch (B, ...) in its order, of which each process computed its `share`."""
-        world = self.accelerator.num_processes
-        return self.accelerator.gather(values).unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
+        return self.accelerator.gather(values)
 
     def micro_batches(self, prompts: Sequence[str], number: int, which: int = 0) -> Iterator[Tensor]:
         """Yield the rows of a minibatch that this process computes, `config.micro_batch` at a time.
 
         Call `backward` on each, and `step` after the last. Between processes gradients travel with the last one.
+
+        Processes, and the micro-batches of each, take consecutive rows. So two processes with a micro-batch each add up
+        the same two gradients as one process with the same two micro-batches. A sum of two has one order, and halves
+        are exact: the weights are then equal to the bit, where a network computes each micro-batch alike (CPUs of one
+        kind). Of more micro-batches or processes the sum has another order, and weights differ by rounding; so they do
+        where micro-batches are cut elsewhere.
 
         Args:
             prompts: of the minibatch's B rows, the same on every process; the first ones name it in errors.

@@ -238,7 +238,7 @@ def test_fid_at_full_scale_needs_the_statistics_of_the_captions(monkeypatch, tmp
 
 
 @pytest.mark.slow
-def test_full_scale_on_twins(tmp_path, monkeypatch, fresh_accelerate):
+def test_full_scale_on_twins(tmp_path, monkeypatch):
     """The published formats, by the command line: DMD2's student, SDXL its teacher, FID left out."""
     monkeypatch.setenv("FSALIGN_HUB", str(tmp_path))  # which the script sets: so that it is undone
     argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]

@@ -302,7 +302,7 @@ def test_table_3_is_in_the_papers_units():
 
 
 @pytest.mark.slow
-def test_full_scale_on_twins(tmp_path, monkeypatch, capsys, fresh_accelerate):
+def test_full_scale_on_twins(tmp_path, monkeypatch, capsys):
     """The published formats, by the command line; the table waits for the other rows."""
     monkeypatch.setenv("FSALIGN_HUB", "")  # it is set by the run; so it is put back
     argv = ["--scale", "full", "--models", "tiny", "--out", str(tmp_path), "--seeds", "0", "--only"]

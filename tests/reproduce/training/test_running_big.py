@@ -92,7 +92,7 @@ def test_gradient_checkpointing_keeps_fewer_activations(online):
 
 
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_half_precision_starts_at_its_own_reference(online, fresh_accelerate, mixed_precision):
+def test_half_precision_starts_at_its_own_reference(online, mixed_precision):
     """Policy and reference compute alike, so the log-ratio is 0 at the start; what is trained stays float32."""
     for training in ("lora", "full"):
         dtype = "bfloat16" if training == "lora" else "float32"
@@ -108,6 +108,25 @@ def test_half_precision_starts_at_its_own_reference(online, fresh_accelerate, mi
         before = [p.detach().clone() for p in setup.run.parameters]
         next(train_online.train(setup))
         assert any(not torch.equal(p, b) for p, b in zip(setup.run.parameters, before, strict=True))
+
+
+def test_each_run_of_a_process_computes_in_its_own_precision(online, folder):
+    """And a model that is loaded afterwards in its own: a table trains and evaluates in one process."""
+
+    def computed_in(model):
+        found = []
+        model.unet.conv_in.register_forward_hook(lambda *call: found.append(call[2].dtype))
+        with torch.no_grad():
+            model.predict_eps(torch.randn(1, *model.latent_shape), 500, model.encode_prompts(["a cat"]))
+        return found[0]
+
+    for number, precision in enumerate(("bf16", "no")):
+        setup = online(f"run-{number}", mixed_precision=precision)
+        next(train_online.train(setup))
+        assert setup.run.accelerator.mixed_precision == precision
+        assert computed_in(setup.model) == {"bf16": torch.bfloat16, "no": torch.float32}[precision]
+        for dtype in (torch.float32, torch.bfloat16):
+            assert computed_in(models.load(folder, dtype)) == dtype
 
 
 @pytest.mark.parametrize(
@@ -240,6 +259,10 @@ def test_a_checkpoint_in_another_precision_says_so(online, folder):
     list(train_online.train(setup))
     with pytest.raises(ValueError, match=r"was trained on '.+' in torch.bfloat16: load it so, not in torch.float32"):
         models.load(folder).load_adapter(checkpoints.last_checkpoint(setup.config.out))
+    evaluated = models.load(folder)
+    evaluated.load_adapter(checkpoints.last_checkpoint(setup.config.out), any_precision=True)
+    for name, p in evaluated.trained_parameters().items():
+        assert torch.equal(p, setup.model.trained_parameters()[name].to(p.dtype))
 
 
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
