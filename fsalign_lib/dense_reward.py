@@ -31,6 +31,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fsalign_lib.devices import send
 from fsalign_lib.kernels import at_least_float32
 
 Strategy = Literal["adaptive", "random", "fixed", "similarity", "interpolation", "copy", "all"]
@@ -83,7 +84,7 @@ def anchor_step(x0_hat: Tensor) -> Tensor:
     B, T = x0_hat.shape[:2]
     if T < 3:
         raise ValueError(f"x0_hat has {T} steps: an anchor needs 3 or more; query every step instead")
-    ends = torch.tensor([0, T - 1], device=x0_hat.device).expand(B, 2)
+    ends = send(torch.tensor([0, T - 1]), x0_hat.device).expand(B, 2)
     return 1 + cosine_similarity(x0_hat, ends).sum(2)[:, 1:-1].argmin(1)
 
 
@@ -102,7 +103,11 @@ def query_steps(x0_hat: Tensor, strategy: Strategy = "adaptive", uniform: Tensor
     """
     _check_strategy(strategy, x0_hat)
     B, T = x0_hat.shape[:2]
-    if strategy == "random" and (uniform is None or uniform.shape != (B,) or ((uniform < 0) | (uniform >= 1)).any()):
+    if strategy == "random" and (
+        uniform is None
+        or uniform.shape != (B,)
+        or (uniform.device.type == "cpu" and ((uniform < 0) | (uniform >= 1)).any())
+    ):
         raise ValueError(f'uniform: strategy "random" needs {B} numbers in [0, 1), one a trajectory')
     if strategy == "copy":
         steps = torch.tensor([T - 1])
@@ -116,8 +121,9 @@ def query_steps(x0_hat: Tensor, strategy: Strategy = "adaptive", uniform: Tensor
                 "random": lambda: 1 + (uniform * (T - 2)).long(),
                 "fixed": lambda: torch.full((B,), (T - 1) // 2),
             }[strategy]()
-            return torch.stack([torch.zeros_like(anchor), anchor, torch.full_like(anchor, T - 1)], 1).to(x0_hat.device)
-    return steps.to(x0_hat.device).expand(B, -1)
+            anchor = send(anchor, x0_hat.device)
+            return torch.stack([torch.zeros_like(anchor), anchor, torch.full_like(anchor, T - 1)], 1)
+    return send(steps, x0_hat.device).expand(B, -1)
 
 
 def predict_rewards(x0_hat: Tensor, steps: Tensor, rewards: Tensor, strategy: Strategy = "adaptive") -> Tensor:
@@ -181,8 +187,8 @@ def dense_rewards(
 
     Args:
         x0_hat: predictions  # (B, T, ...)
-        reward: takes M predictions (M, ...) and the rows (M,) of x0_hat that they come from (for the prompts), decodes,
-            and returns their rewards (M,).
+        reward: takes M predictions (M, ...) and the rows (M,) of x0_hat that they come from (on the CPU, for the
+            prompts), decodes, and returns their rewards (M,).
         uniform: for "random"  # (B,)
         share_first: rows come in groups of this many with one prompt and one x_T, such as the 2 of a pair. Their first
             predictions are the same, and are queried once.
@@ -194,15 +200,21 @@ def dense_rewards(
     B, Q = steps.shape
     if share_first < 1 or B % share_first:
         raise ValueError(f"share_first = {share_first}: expected a divisor of the batch size {B}")
-    row = torch.arange(B, device=steps.device)
-    # Queries are named by (row, step), with the first row of the group standing for step 0 of all.
-    names = torch.where(steps == 0, row[:, None] // share_first * share_first, row[:, None]) * x0_hat.shape[1] + steps
-    names, back = names.unique(return_inverse=True)  # (M,), (B, Q)
-    rows = names // x0_hat.shape[1]
-    scores = reward(x0_hat[rows, names % x0_hat.shape[1]], rows)
+    # Row by row; a group's step 0, which every strategy but "copy" queries first, is queried in its first row. So where
+    # each query stands is known without reading the steps back from an accelerator.
+    asked = torch.ones(B, Q, dtype=torch.bool)
+    shares = strategy != "copy" or x0_hat.shape[1] == 1
+    if shares:
+        asked[torch.arange(B) % share_first > 0, 0] = False
+    place = asked.flatten().cumsum(0).view(B, Q) - 1  # of each among the M
+    if shares:
+        place[:, 0] = place[::share_first, 0].repeat_interleave(share_first)
+    chosen = asked.flatten().nonzero()[:, 0]  # (M,)
+    rows, device = chosen // Q, steps.device
+    scores = reward(x0_hat[send(rows, device), steps.flatten()[send(chosen, device)]], rows)
     if scores.shape != rows.shape:
         raise ValueError(f"the reward has shape {tuple(scores.shape)}: expected ({len(rows)},), one a prediction")
-    return DenseRewards(predict_rewards(x0_hat, steps, scores[back], strategy), steps, len(rows))
+    return DenseRewards(predict_rewards(x0_hat, steps, scores[send(place, device)], strategy), steps, len(rows))
 
 
 def discounted_returns(rewards: Tensor, gamma: float = 0.99) -> Tensor:

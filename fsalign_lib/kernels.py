@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fsalign_lib.devices import send, table_on
 from fsalign_lib.schedules import NoiseSchedule, renoise_timesteps, trailing_timesteps
 
 Reduction = Literal["mean", "sum"]
@@ -56,7 +57,8 @@ class Kernel(ABC):
     `noise` are states (B, ...), `x0_hat` the predicted clean sample (B, ...).
 
     Raises:
-        ValueError: the grid is empty, not descending, or leaves the schedule; n is not a step of the grid.
+        ValueError: the grid is empty, not descending, or leaves the schedule; n is not a step of the grid (checked for
+            an int and for a CPU tensor; a tensor on an accelerator is not read back).
     """
 
     schedule: NoiseSchedule
@@ -78,6 +80,14 @@ class Kernel(ABC):
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._coefficients()
+
+    @cached_property
+    def _log_stds(self) -> Tensor:
+        return self.stds.log()
+
+    @cached_property
+    def _kl_weights(self) -> Tensor:
+        return self.x0_weight / self.stds
 
     @property
     def num_steps(self) -> int:
@@ -105,13 +115,15 @@ class Kernel(ABC):
         return tuple(n for n, std in enumerate(self.stds.tolist()) if std > 0)
 
     def _at(self, table: Tensor, n: int | Tensor, x: Tensor | None = None) -> float | Tensor:
-        low, high = (int(n.min()), int(n.max())) if isinstance(n, Tensor) else (n, n)
-        if low < 0 or high >= self.num_steps:
-            raise ValueError(f"step n = {low if low < 0 else high}: this kernel has steps 0..{self.num_steps - 1}")
+        if not isinstance(n, Tensor) or n.device.type == "cpu":
+            low, high = (int(n.min()), int(n.max())) if isinstance(n, Tensor) else (n, n)
+            if low < 0 or high >= self.num_steps:
+                raise ValueError(f"step n = {low if low < 0 else high}: this kernel has steps 0..{self.num_steps - 1}")
         if not isinstance(n, Tensor):
             return float(table[n])
-        values = table[n.cpu()]
-        return values if x is None else values.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 1))
+        if x is None:
+            return table_on(table, n.device, table.dtype)[n]
+        return table_on(table, x.device, x.dtype)[send(n, x.device)].view(-1, *[1] * (x.ndim - 1))
 
     def initial(self, noise: Tensor) -> Tensor:
         """Return the state before step 0 from noise ~ N(0, I)."""
@@ -153,10 +165,12 @@ class Kernel(ABC):
         self._require_density(n)
         x_next, x, x0_hat = at_least_float32(x_next), at_least_float32(x), at_least_float32(x0_hat)
         z = (x_next - self.mean(x, x0_hat, n)) / self._at(self.stds, n, x)
-        log_std = self._at(self.stds.log(), n, x)
+        log_std = self._at(self._log_stds, n, x)
         return reduce_dims(-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi), reduction)
 
     def _require_density(self, n: int | Tensor) -> None:
+        if isinstance(n, Tensor) and n.device.type != "cpu":
+            return
         steps = n.tolist() if isinstance(n, Tensor) else [n]
         if any(self.std(m) == 0 for m in set(steps)):
             raise ValueError(
@@ -180,7 +194,7 @@ class Kernel(ABC):
         """
         self._require_density(n)
         difference = at_least_float32(x0_hat_p) - at_least_float32(x0_hat_q)
-        z = self._at(self.x0_weight / self.stds, n, difference) * difference
+        z = self._at(self._kl_weights, n, difference) * difference
         return reduce_dims(0.5 * z**2, reduction)
 
 
@@ -220,6 +234,10 @@ class EulerAncestral(Kernel):
     def _sigmas(self) -> Tensor:
         return torch.cat([self.schedule.sigma(self.timesteps), torch.zeros(1, dtype=torch.float64)])
 
+    @cached_property
+    def _input_scale(self) -> Tensor:
+        return (self._sigmas[:-1] ** 2 + 1).rsqrt()
+
     def _coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         sigma, after = self._sigmas[:-1], self._sigmas[1:]
         r = after**2 / sigma**2
@@ -231,7 +249,7 @@ class EulerAncestral(Kernel):
 
     def model_input(self, x: Tensor, n: int | Tensor) -> Tensor:
         r"""Return $x / \sqrt{\sigma_{t_n}^2 + 1}$."""
-        return self._at((self._sigmas[:-1] ** 2 + 1).rsqrt(), n, x) * x
+        return self._at(self._input_scale, n, x) * x
 
 
 @dataclass(frozen=True, eq=False)

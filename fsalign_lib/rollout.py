@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsalign_lib.devices import send, table_on
 from fsalign_lib.kernels import Kernel, Reduction
 from fsalign_lib.models.conditioning import Cond
 
@@ -68,17 +69,19 @@ def rollout(
         share_first: rows come in groups of this many with one condition and one start, such as the 2 of a pair. Their
             first prediction is the same, and is computed once.
 
+    No step makes the host wait for an accelerator.
+
     Raises:
         ValueError: noise and cond differ in batch size, there are fewer than N + 1 draws, or the starts of a group
-            differ.
+            differ (on an accelerator they are not compared).
     """
     N = kernel.num_steps
     if len(noise) != len(cond):
         raise ValueError(f"noise has batch size {len(noise)} and cond {len(cond)}: they must agree")
     if noise.ndim < 3 or noise.shape[1] < N + 1:
         raise ValueError(f"noise has shape {tuple(noise.shape)}: expected (B, {N + 1}, ...), N + 1 draws for N steps")
-    starts = noise[::share_first, 0]
-    if len(noise) % share_first or not torch.equal(starts.repeat_interleave(share_first, 0), noise[:, 0]):
+    starts, on_cpu = noise[::share_first, 0], noise.device.type == "cpu"
+    if len(noise) % share_first or (on_cpu and not torch.equal(starts.repeat_interleave(share_first, 0), noise[:, 0])):
         raise ValueError(f"share_first = {share_first}: the rows do not come in groups of that many with one start")
     x = kernel.initial(noise[:, 0])
     log_prob = torch.zeros(len(noise), N, device=noise.device)
@@ -114,19 +117,23 @@ def transition_log_probs(
         float32.  # (B,)
 
     Raises:
-        ValueError: no transition, a step that the kernel lacks or that is deterministic, batches that do not match.
+        ValueError: no transition, a step that the kernel lacks or that is deterministic (steps on an accelerator are
+            not read back), batches that do not match.
     """
-    steps = steps.cpu()
     _check_steps(kernel, steps)
     if not len(x) == len(x_next) == len(steps) == len(cond):
         raise ValueError(
             f"x has batch size {len(x)}, x_next {len(x_next)}, steps {len(steps)}, cond {len(cond)}: they must agree"
         )
-    x0_hat = model.predict_x0(kernel.model_input(x, steps), kernel.timesteps[steps].to(x.device), cond)
+    steps = send(steps, x.device)
+    t = table_on(kernel.timesteps, x.device, torch.long)[steps]
+    x0_hat = model.predict_x0(kernel.model_input(x, steps), t, cond)
     return kernel.log_prob(x_next, x, x0_hat, steps, reduction)
 
 
 def _check_steps(kernel: Kernel, steps: Tensor) -> None:
+    if steps.numel() and steps.device.type != "cpu":
+        return
     if not steps.numel() or not set(steps.flatten().tolist()) <= set(kernel.stochastic_steps):
         raise ValueError(f"steps = {steps.tolist()}: expected some of the stochastic steps {kernel.stochastic_steps}")
 
@@ -162,8 +169,9 @@ def step_log_probs(
     if steps.ndim > 2 or (steps.ndim == 2 and len(steps) != B):
         raise ValueError(f"steps has shape {tuple(steps.shape)}: expected (S,), or ({B}, S) for a batch of {B}")
     _check_steps(kernel, steps)
-    n = steps.expand(B, -1).flatten()  # (B*S,)
-    row = torch.arange(B).repeat_interleave(steps.shape[-1])
+    device = trajectory.states.device
+    n = send(steps.expand(B, -1).flatten(), device)  # (B*S,)
+    row = send(torch.arange(B).repeat_interleave(steps.shape[-1]), device)
     x, x_next = trajectory.states[row, n], trajectory.states[row, n + 1]  # (B*S, ...)
     cond = cond.repeat_interleave(steps.shape[-1], 0)
     return transition_log_probs(model, kernel, x, x_next, n, cond, reduction).view(B, -1)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsalign_lib.devices import send, table_on
+
 NUM_TRAIN_TIMESTEPS = 1000
 
 
@@ -72,12 +74,16 @@ class NoiseSchedule:
     def _noise(self) -> Tensor:
         return (1 - self.alpha_bar).sqrt()
 
+    @cached_property
+    def _sigmas(self) -> Tensor:
+        return self._noise / self._signal
+
     def _at(self, table: Tensor, t: int | Tensor, x: Tensor) -> float | Tensor:
         """Return table[t] to multiply x by: a float for an int t, (B, 1, ..., 1) in x's dtype for LongTensor t (B,)."""
         self._check(t)
         if not isinstance(t, Tensor) or t.ndim == 0:
             return float(table[int(t)])
-        values = table.to(x.dtype).to(x.device)[t.to(x.device)]
+        values = table_on(table, x.device, x.dtype)[send(t, x.device)]
         return values.view(-1, *[1] * (x.ndim - 1))
 
     def _check(self, t: int | Tensor) -> None:
@@ -94,13 +100,14 @@ class NoiseSchedule:
     def sigma(self, t: int | Tensor) -> float | Tensor:
         r"""Return the VE level $\sigma_t = \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}$.  # float, or float64 (B,)"""
         self._check(t)
-        sigmas = self._noise / self._signal
-        return sigmas.to(t.device)[t] if isinstance(t, Tensor) else float(sigmas[t])
+        if not isinstance(t, Tensor):
+            return float(self._sigmas[t])
+        return table_on(self._sigmas, t.device, torch.float64)[t]
 
     def nearest_t(self, sigma: float | Tensor) -> Tensor:
         r"""Return the time whose VE noise level $\sigma_t$ is nearest to $\sigma$.  # LongTensor, of sigma's shape"""
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
-        levels = (self._noise / self._signal).to(sigma.device)
+        levels = table_on(self._sigmas, sigma.device, torch.float64)
         return (levels - sigma[..., None]).abs().argmin(-1)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:

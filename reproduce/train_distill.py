@@ -26,6 +26,7 @@ from accelerate import DistributedType
 from torch import Tensor
 from tqdm import tqdm
 
+from fsalign_lib.devices import send
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.losses.common import Diagnostics
 from fsalign_lib.losses.distribution_matching import (
@@ -330,11 +331,11 @@ def sample_rows(setup: Setup, batch: Batch, rows: Tensor) -> Samples:
     chosen = batch.prompts[rows]
     # A prompt that comes twice in a batch must not get the same noise twice, so the place counts.
     ids = rows * len(setup.prompts) + chosen
-    z, eps = seeded_noise(c.seed, batch.number, ids, model.latent_shape, 2).to(model.device).unbind(1)
+    z, eps = send(seeded_noise(c.seed, batch.number, ids, model.latent_shape, 2), model.device).unbind(1)
     names = [setup.prompts[i] for i in chosen]
     with torch.no_grad():
-        cond = model.text.encode(names) if setup.cond is None else setup.cond[chosen]
-    return generate(setup, names, cond, z, eps, batch.sigma[rows].to(model.device))
+        cond = model.text.encode(names) if setup.cond is None else setup.cond[send(chosen, model.device)]
+    return generate(setup, names, cond, z, eps, send(batch.sigma[rows], model.device))
 
 
 def generate(setup: Setup, prompts: list[str], cond: Cond, z: Tensor, eps: Tensor, sigma: Tensor) -> Samples:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fsalign_lib.devices import send
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.losses.common import Diagnostics, squared_error
 from fsalign_lib.losses.preference import pso_weights
@@ -140,7 +141,7 @@ def check_halves(config: OfflineConfig) -> None:
 def conditions(setup: Setup, rows: Tensor) -> Cond:
     """Return the conditions of some pairs: encoded once, or batch by batch where there are too many."""
     if setup.cond is not None:
-        return setup.cond[rows]
+        return setup.cond[send(rows, setup.model.device)]
     return setup.model.text.encode([setup.prompts[i] for i in rows])
 
 
@@ -171,21 +172,20 @@ def noised(setup: Setup, update: int, rows: Tensor) -> tuple[Tensor, Tensor, Ten
     """
     c, model = setup.config, setup.model
     t = times(setup, update, rows)
-    x0 = setup.latents[rows].to(model.device)
+    x0 = send(setup.latents[rows], model.device)
     if "losers" not in setup.needs:
         x0 = x0[:, :1]
     if setup.prior:
-        x0 = torch.cat([x0, setup.prior[0][prior_rows(setup, update, rows)][:, :1].to(model.device)], 1)
+        x0 = torch.cat([x0, send(setup.prior[0][prior_rows(setup, update, rows)][:, :1], model.device)], 1)
     P, K, S = *x0.shape[:2], t.shape[1]
     draws = 1 if c.shared_noise else K
     rollouts = setup.kernel.num_steps + 1 if "own samples" in setup.needs else 0
     noise = seeded_noise(c.seed, update, rows, model.latent_shape, draws * S + rollouts)
-    eps = noise[:, : draws * S].unflatten(1, (draws, S)).expand(P, K, S, *model.latent_shape).to(x0.device)
+    noise = send(noise, x0.device)
+    eps = noise[:, : draws * S].unflatten(1, (draws, S)).expand(P, K, S, *model.latent_shape)
     t_all = t[:, None].expand(P, K, S)
-    x_t = model.schedule.add_noise(
-        x0[:, :, None].expand_as(eps).flatten(0, 2), eps.flatten(0, 2), t_all.flatten().to(x0.device)
-    )
-    return x_t.unflatten(0, (P, K, S)), eps, t, noise[:, draws * S :].to(x0.device)
+    x_t = model.schedule.add_noise(x0[:, :, None].expand_as(eps).flatten(0, 2), eps.flatten(0, 2), t_all.flatten())
+    return x_t.unflatten(0, (P, K, S)), eps, t, noise[:, draws * S :]
 
 
 def squared_errors(setup: Setup, x_t: Tensor, eps: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -197,7 +197,7 @@ def squared_errors(setup: Setup, x_t: Tensor, eps: Tensor, t: Tensor, cond: Cond
         cond: conditions of the pictures, pair by pair  # P * K
     """
     P, K, S = x_t.shape[:3]
-    at = t[:, None].expand(P, K, S).flatten().to(x_t.device)
+    at = t[:, None].expand(P, K, S).flatten()
     eps_hat = setup.model.predict_eps(x_t.flatten(0, 2), at, cond.repeat_interleave(S, 0))
     return squared_error(eps_hat, eps.flatten(0, 2), setup.config.reduction).view(P, K, S)
 
@@ -214,7 +214,9 @@ def picture_conditions(setup: Setup, update: int, rows: Tensor, cond: Cond, pict
     P = len(rows)
     which = torch.arange(P)[:, None].expand(P, pictures).clone()
     which[:, -1] += P
-    return cat([cond, setup.prior[1][prior_rows(setup, update, rows)]])[which.flatten()]
+    device = setup.model.device
+    captions = setup.prior[1][send(prior_rows(setup, update, rows), device)]
+    return cat([cond, captions])[send(which.flatten(), device)]
 
 
 def own_log_probs(setup: Setup, cond: Cond, noise: Tensor) -> tuple[Tensor, Tensor]:

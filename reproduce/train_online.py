@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from fsalign_lib.advantages import Advantages, Per
 from fsalign_lib.dense_reward import Strategy, dense_rewards, discounted_returns
+from fsalign_lib.devices import send
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.losses.common import Diagnostics
 from fsalign_lib.losses.reward_difference import Updates, importance_weights, step_updates
@@ -246,13 +247,14 @@ def sample_some(
     noise = seeded_noise(c.seed, number, ids, model.latent_shape, 2 * (kernel.num_steps + 1)).unflatten(1, (2, -1))
     if c.shared_start:
         noise[:, 1, 0] = noise[:, 0, 0]
-    noise = noise.flatten(0, 1).to(model.device)  # (2b, N+1, ...)
+    noise = send(noise.flatten(0, 1), model.device)  # (2b, N+1, ...)
     share_first = 2 if c.shared_start else 1  # rows with one first prediction, which is computed and scored once
-    trajectory = rollout(model, kernel, setup.cond[rows[some]].repeat_interleave(2, 0), noise, c.reduction, share_first)
+    cond = setup.cond[send(rows[some], model.device)].repeat_interleave(2, 0)
+    trajectory = rollout(model, kernel, cond, noise, c.reduction, share_first)
     names = [setup.prompts[i] for i in rows[some] for _ in range(2)]
 
     def score(latents: Tensor, which: Tensor) -> Tensor:
-        prompts = [names[i] for i in which]
+        prompts = [names[i] for i in which.tolist()]
         values = setup.reward(model.decode(latents), prompts).float()
         check_finite(f"reward {c.reward}", values, prompts, c.seed, number)
         return values
@@ -263,7 +265,7 @@ def sample_some(
         uniform = None
         if c.queries == "random":
             draws = [torch.rand(2, generator=generator("anchor", c.seed, number, i)) for i in ids.tolist()]
-            uniform = torch.cat(draws).to(model.device)
+            uniform = send(torch.cat(draws), model.device)
         dense = dense_rewards(trajectory.x0_hat, score, c.queries, uniform, share_first)
         rewards, queries = dense.rewards, dense.queries
     return *(found.unflatten(0, (-1, 2)) for found in (trajectory.states, trajectory.log_prob, rewards)), queries
@@ -279,7 +281,9 @@ def log_probs(setup: Setup, pairs: Pairs, which: Tensor, steps: Tensor) -> Tenso
     Returns:
         of both trajectories.  # (M, 2, s)
     """
-    pair, side, n = which[:, None, None], torch.arange(2)[:, None], steps[:, None]
+    device = pairs.states.device
+    which, steps = send(which, device), send(steps, device)
+    pair, side, n = which[:, None, None], torch.arange(2, device=device)[:, None], steps[:, None]
     x, x_next = (pairs.states[pair, side, n + after].flatten(0, 2) for after in (0, 1))
     n = n.expand(-1, 2, -1).flatten()
     cond = pairs.cond[which].repeat_interleave(2 * steps.shape[1], 0)
@@ -359,14 +363,16 @@ def minibatch_loss(
     c, method = setup.config, METHODS[setup.config.method]
     logp = log_probs(setup, pairs, which, steps)  # (M, 2, s)
     check_finite("the log-prob", logp, [pairs.prompts[i] for i in which], c.seed, pairs.number)
-    at = which[:, None, None], torch.arange(2)[:, None], steps[:, None]
+    weight = importance_weights(pairs.kernel.num_steps, c.decay, c.eta, c.decay_order)[steps]
+    which, steps, weight = (send(values, logp.device) for values in (which, steps, weight))
+    at = which[:, None, None], torch.arange(2, device=logp.device)[:, None], steps[:, None]
     data = Rollouts(
         logp=logp,
         logp_ref=None if logp_ref is None else logp_ref[at],
         logp_old=pairs.logp_old[at],
         reward=pairs.reward[which],
         advantage=None if pairs.advantage is None else pairs.advantage[at],
-        weight=importance_weights(pairs.kernel.num_steps, c.decay, c.eta, c.decay_order)[steps].to(logp.device),
+        weight=weight,
     )
     loss, diagnostics = method.loss(*method.inputs(data, c))
     base = data.logp_old if logp_ref is None else data.logp_ref

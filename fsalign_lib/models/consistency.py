@@ -3,12 +3,16 @@ r"""Give latent consistency models (LCM, Luo et al. 2023) their embedded guidanc
 Their grid is `schedules.lcm_timesteps`.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
+from fsalign_lib.devices import send
 
+
+@functools.cache
 def guidance_embedding(guidance_scale: float, dim: int) -> Tensor:
     r"""Embed the guidance weight, which a consistency model takes in place of classifier-free guidance.
 
@@ -34,4 +38,4 @@ def boundary_scalings(t: int | Tensor, timestep_scaling: float, x: Tensor) -> tu
     """
     scaled = timestep_scaling * torch.as_tensor(t, dtype=torch.float64).view(-1, *[1] * (x.ndim - 1))
     root = (scaled**2 + 0.25).sqrt()
-    return (0.25 / root**2).to(x), (scaled / root).to(x)
+    return send((0.25 / root**2).to(x.dtype), x.device), send((scaled / root).to(x.dtype), x.device)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from fsalign_lib.devices import send, table_on
 from fsalign_lib.kernels import Kernel, build_kernel
 from fsalign_lib.models.adapters import Adapters
 from fsalign_lib.models.conditioning import Cond, cat, stack
@@ -145,8 +146,11 @@ class LatentModel:
         inputs = self.text.inputs(cond.to(self.dtype))
         if self.embeds_guidance:
             embedding = guidance_embedding(self.guidance_scale, self.unet.config.time_cond_proj_dim)
-            inputs["timestep_cond"] = embedding.to(x_t.device, self.dtype).expand(len(x_t), -1)
-        t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+            inputs["timestep_cond"] = table_on(embedding, x_t.device, self.dtype).expand(len(x_t), -1)
+        if isinstance(t, Tensor):
+            t = send(t, x_t.device).expand(len(x_t))
+        else:
+            t = torch.full((len(x_t),), t, device=x_t.device)
         with self.adapters.using(None if self._in_reference else self.adapter):
             out = network(x_t.to(self.dtype), timestep=t, **inputs, return_dict=False)[0]
         return out[:, : x_t.shape[1]].to(x_t.dtype)  # PixArt also predicts a variance

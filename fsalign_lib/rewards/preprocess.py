@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fsalign_lib.devices import send
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -44,7 +46,7 @@ class Preprocess:
             top, left = ((n - size) // 2 if self.crop == "down" else round((n - size) / 2) for n in (height, width))
             images = images[..., top : top + size, left : left + size]
         mean, std = (
-            torch.tensor(v, device=images.device, dtype=images.dtype).view(3, 1, 1) for v in (self.mean, self.std)
+            send(torch.tensor(v, dtype=images.dtype), images.device).view(3, 1, 1) for v in (self.mean, self.std)
         )
         return (images - mean) / std
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fsalign_lib.devices import send
 from fsalign_lib.metrics.frechet import Moments, gaussian_frechet
 from fsalign_lib.metrics.precision_recall import K
 from fsalign_lib.metrics.statistics import Interval, crossed_interval
@@ -50,7 +51,7 @@ def sample(
 ) -> Tensor:
     """Sample pictures in [0, 1] of each prompt and seed.  # (len(prompts), len(seeds), 3, H, W)"""
     kernel = model.sampler(steps, kernel_name, eta)
-    noise = picture_noise(prompts, seeds, model.latent_shape, steps + 1).flatten(0, 1).to(model.device)
+    noise = send(picture_noise(prompts, seeds, model.latent_shape, steps + 1).flatten(0, 1), model.device)
     cond = model.encode_prompts(prompts).repeat_interleave(len(seeds), 0)
     return model.decode(rollout(model, kernel, cond, noise).final).unflatten(0, (-1, len(seeds)))
 

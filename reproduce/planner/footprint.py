@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fsalign_lib.devices import table_on
 from fsalign_lib.losses.preference import pso_weights
 from fsalign_lib.models.conditioning import Cond
 from fsalign_lib.models.latent_model import LatentModel
@@ -171,6 +172,7 @@ class Networks:
             network.disable_gradient_checkpointing()
         for model in self.models if config.gradient_checkpointing else ():
             model.checkpoint_gradients()
+        table_on.cache_clear()  # constants that a run copies once: each trace has them
         sizes = ("pairs", "minibatch") if config.loop == "online" else ("batch",)
         c, cond = replace(config, **dict.fromkeys(sizes, rows)), self.cond.repeat_interleave(rows, 0)
         known = (*self.known, *tensors(cond), *(held(reward) if reward else ()))

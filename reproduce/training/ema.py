@@ -28,9 +28,8 @@ class Average:
     @torch.no_grad()
     def update(self, update: int) -> None:
         """Move the average towards the weights, after update number `update`, 0 the first."""
-        decay = self.decay_at(update)
-        for name, p in self.model.trained_parameters().items():
-            self.weights[name].lerp_(p, 1 - decay)
+        weights = list(self.model.trained_parameters().values())
+        torch._foreach_lerp_(list(self.weights.values()), weights, 1 - self.decay_at(update))
 
     @torch.no_grad()
     def finish(self) -> None:
