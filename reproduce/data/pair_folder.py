@@ -23,8 +23,12 @@ class PairFolder:
         self.settings = json.loads(json.dumps(settings, default=str))
         refuse_finished(out)
         note = self.folder / "settings.json"
-        if note.exists() and json.loads(note.read_text()) != self.settings:
-            raise ValueError(f"{out} holds pairs begun with other settings: remove it, or choose another --out")
+        before = json.loads(note.read_text()) if note.exists() else self.settings
+        other = [name for name in {**before, **self.settings} if before.get(name) != self.settings.get(name)]
+        if other:
+            raise ValueError(
+                f"{out} holds pairs begun with other settings ({', '.join(other)}): remove it, or choose another --out"
+            )
 
     def begin(self) -> None:
         """Make the folder, and note the settings."""

@@ -171,7 +171,7 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
                     )
                 yield where, row
         except csv.Error as error:
-            raise csv.Error(f"line {reader.line_num}: {error}") from None
+            raise csv.Error(f"the row from line {reader.line_num + 1} on: {error}") from None
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow
@@ -277,6 +278,35 @@ def test_an_import_that_was_stopped_goes_on(published_pairs, tmp_path, monkeypat
     assert len(read) == 3 - noted and same_pairs(whole, out)
 
 
+def test_rows_that_cannot_be_used_are_counted(tmp_path):
+    """No label, or half a picture; whatever their kind, and none of them is called a tie."""
+    red, blue = jpeg("red"), jpeg("blue")
+    rows = {
+        "caption": ["a", "b", None, "d", "e", "f"],
+        "jpg_0": [red, red, red, None, red[:300], red],
+        "jpg_1": [blue] * 6,
+        "label_0": [None, float("nan"), 1.0, 1.0, 0.0, 0.5],
+    }
+    write_parquet(tmp_path / "published/train-0.parquet", **rows)
+    about = json.loads((bring(tmp_path / "published", tmp_path / "pairs") / "about.json").read_text())
+    found = {name: about[name] for name in ("pairs", "ties", "unlabelled", "unreadable")}
+    assert found == {"pairs": 0, "ties": 1, "unlabelled": 2, "unreadable": 3}
+
+
+def test_an_import_does_not_go_on_with_other_files(published_pairs, tmp_path):
+    """Of the same name, size and number of rows."""
+    folder, pictures = published_pairs
+    out = tmp_path / "pairs"
+    pickapic.prepare(pickapic.PickapicConfig(data=folder, out=out)).folder.begin()
+    pickapic.prepare(pickapic.PickapicConfig(data=folder, out=out))
+    path = folder / "data/train-00001-of-00002-abc.parquet"
+    green, blue = (pictures[color] for color in ("green", "blue"))
+    columns = {"caption": ["g", "h"], "jpg_0": [blue, green], "jpg_1": [green, blue], "label_0": [0.0, 1.0]}
+    write_parquet(path, group=2, **columns, label_1=[1.0, 0.0])
+    with pytest.raises(ValueError, match=r"begun with other settings \(files\)"):
+        pickapic.prepare(pickapic.PickapicConfig(data=folder, out=out))
+
+
 def test_what_is_wrong_with_an_import(published_pairs, tmp_path, capsys, monkeypatch):
     folder, _ = published_pairs
     monkeypatch.delenv("FSALIGN_DATA", raising=False)
@@ -356,7 +386,7 @@ def test_sampling_that_was_stopped_goes_on(sampled):
     pair_files.build(whole)
     with pytest.raises(KeyboardInterrupt):
         pair_files.build(sampled("stopped", utility, model))
-    with pytest.raises(ValueError, match="begun with other settings: remove it, or choose another --out"):
+    with pytest.raises(ValueError, match=r"begun with other settings \(seed\): remove it, or choose another --out"):
         sampled("stopped", model=model, seed=1)
     seen = []
     again = sampled("stopped", utility, model)
@@ -529,3 +559,150 @@ def test_what_is_wrong_with_pictures(root, tmp_path):
     write(dog / "metadata.jsonl", '{"text": "a dog"}')
     with pytest.raises(ValueError, match='line 1: expected {"file_name"'):
         read_pictures(dog)
+
+
+# what was replaced under the same name
+
+
+def paint(path, color, mtime=None):
+    Image.new("RGB", (4, 4), color).save(path)
+    if mtime is not None:
+        os.utime(path, ns=(mtime, mtime))
+
+
+def test_a_replaced_picture_is_encoded_again(pictures, tmp_path):
+    """Its shard alone; also where another file of the same size and time takes its place."""
+    cache = tmp_path / "cache"
+    first = latents.encode_pictures(pictures, Encoder(), cache)
+    before, stat = first.digest(), pictures[4].stat()
+    paint(pictures[4], (250, 4, 0), stat.st_mtime_ns)
+    assert (pictures[4].stat().st_size, pictures[4].stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    encoder = Encoder()
+    found = latents.encode_pictures(pictures, encoder, cache)
+    assert encoder.seen == [60, 250, 100], "the second shard"
+    assert found[torch.tensor([4])][0, 0, 0, 0] == 250 / 255 and found.digest() != before
+    again = Encoder()
+    latents.encode_pictures(pictures, again, cache)
+    assert not again.seen
+
+
+def test_swapped_pictures_swap_their_latents(pictures, tmp_path):
+    """Winner and loser, each under the other's name."""
+    write(tmp_path / "pictures/pairs.jsonl", json.dumps({"prompt": "a", "winner": "00.png", "loser": "05.png"}))
+    _, before = read_latents(tmp_path / "pictures", Encoder())
+    row, was = torch.tensor([0]), before.digest()
+    values = before[row]
+    for old, new in (("00", "x"), ("05", "00"), ("x", "05")):
+        (tmp_path / f"pictures/{old}.png").rename(tmp_path / f"pictures/{new}.png")
+    _, after = read_latents(tmp_path / "pictures", Encoder())
+    assert torch.equal(after[row], values.flip(1)) and after.digest() != was
+
+
+def test_copied_and_touched_pictures_are_not_encoded_again(pictures, tmp_path, monkeypatch):
+    cache, read = tmp_path / "cache", []
+    digest = latents.encode_pictures(pictures, Encoder(), cache).digest()
+    monkeypatch.setattr(latents, "sha256", lambda path, _sha256=latents.sha256: read.append(path) or _sha256(path))
+    for _ in range(2):
+        assert not latents.stale(pictures, cache) and not read, "size and time first"
+        os.utime(pictures[4], ns=(1, 1))
+        assert not latents.stale(pictures, cache) and read == [pictures[4]], "the digest where they differ"
+        read.clear()
+    assert latents.Latents(cache, len(pictures), (3, 2, 2)).digest() == digest
+
+
+def test_a_damaged_shard_is_encoded_again(pictures, tmp_path):
+    whole = latents.encode_pictures(pictures, Encoder(), tmp_path / "cache")
+    path, encoder = tmp_path / "cache/000002.safetensors", Encoder()
+    for damaged in (path.read_bytes()[:-8], b"", b"no tensors"):
+        path.write_bytes(damaged)
+        encoder.seen.clear()
+        latents.encode_pictures(pictures, encoder, tmp_path / "cache")
+        assert encoder.seen == [120, 140, 160]
+        whole.check()
+
+
+def test_renamed_or_rescaled_latents_are_others(pictures):
+    """As is a picture set in another order, or a VAE with another scaling factor."""
+    encoder, other = Encoder(), Encoder()
+    other.vae = SimpleNamespace(dtype=torch.float32, config=SimpleNamespace(scaling_factor=2.0))
+    names = {latents.cache_name(some, model, False) for some in ("ab", "ba") for model in (encoder, other)}
+    assert len(names) == 4
+
+
+def packed(folder, *colors):
+    rows = [{"bytes": jpeg(color), "path": None} for color in colors]
+    write_parquet(folder / "train-0.PARQUET", image=rows, text=list(colors))
+
+
+def test_a_replaced_parquet_file_is_unpacked_again(tmp_path):
+    packed(tmp_path / "set", "red", "blue")
+    read_pictures(tmp_path / "set")
+    packed(tmp_path / "set", "lime", "blue")
+    rows = read_pictures(tmp_path / "set")
+    assert [(Image.open(path).getpixel((0, 0)), text) for path, text in rows] == [
+        ((0, 255, 1), "lime"),
+        ((0, 0, 254), "blue"),
+    ]
+    assert data.read_captions(tmp_path / "set") == ["lime", "blue"]
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Makes a folder one that cannot be written to, for root too."""
+    access, mkdir = os.access, Path.mkdir
+
+    def forbid(folder):
+        def make(path, *args, **kwargs):
+            if path.is_relative_to(folder) and not path.exists():
+                raise PermissionError(30, "Read-only file system", str(path))
+            mkdir(path, *args, **kwargs)
+
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: not Path(path).is_relative_to(folder) and access(path, mode)
+        )
+        monkeypatch.setattr(Path, "mkdir", make)
+
+    return forbid
+
+
+def test_a_read_only_parquet_set(tmp_path, read_only):
+    packed(tmp_path / "set", "red", "blue")
+    read_only(tmp_path / "set")
+    with pytest.raises(PermissionError, match="cannot write to .*pictures"):
+        read_pictures(tmp_path / "set")
+    rows = read_pictures(tmp_path / "set", spare=tmp_path / "run")
+    assert [path.parent for path, _ in rows] == [tmp_path / "run/pictures"] * 2
+    assert data.read_captions(tmp_path / "set") == ["red", "blue"], "no picture is needed for these"
+    prompts, found = read_latents(tmp_path / "set", Encoder(), resize=True, spare=tmp_path / "run")
+    assert prompts == ["red", "blue"] and len(found) == 2
+    assert not [p for p in (tmp_path / "set").iterdir() if p.is_dir()]
+
+
+def test_a_read_only_folder_with_latents(pictures, tmp_path, read_only):
+    """Its latents are used as long as they are those of its pictures."""
+    folder, run = tmp_path / "pictures", tmp_path / "run"
+    for path in pictures:
+        write(path.with_suffix(".txt"), path.stem)
+    read_latents(folder, Encoder())
+    read_only(folder)
+    encoder = Encoder()
+    read_latents(folder, encoder, spare=run)
+    assert not encoder.seen and not run.exists()
+    os.utime(pictures[0], ns=(1, 1))
+    read_latents(folder, encoder, spare=run)
+    assert not encoder.seen and not run.exists()
+    paint(pictures[4], (250, 4, 0))
+    _, found = read_latents(folder, encoder, spare=run)
+    assert len(encoder.seen) == 11 and list(run.glob("latents-*"))
+    assert found[torch.tensor([4])][0, 0, 0, 0, 0] == 250 / 255
+
+
+@pytest.mark.parametrize("wrong", ["picture", "caption", "kind"])
+def test_nothing_is_unpacked_of_a_set_that_is_refused(tmp_path, wrong):
+    image = {"picture": {"bytes": b"no picture", "path": None}, "kind": {"bytes": None, "path": "elsewhere.png"}}
+    rows = [{"bytes": jpeg("red"), "path": None}, image.get(wrong, {"bytes": jpeg("blue"), "path": None})]
+    write_parquet(tmp_path / "train-0.parquet", image=rows, text=["a", None if wrong == "caption" else "b"])
+    told = {"picture": "is not a picture", "caption": "expected a text, found None", "kind": "no picture's bytes"}
+    with pytest.raises(ValueError, match=f"train-0.parquet row 2.* {told[wrong]}"):
+        read_pictures(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["train-0.parquet"]
