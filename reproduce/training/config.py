@@ -51,7 +51,7 @@ class TrainConfig:
     reduction: Reduction
     """Mean or sum over latent dimensions."""
     sum_steps: Steps = "outside"
-    """PSO, REBEL: sum over steps inside the sigmoid or square, or one for each step."""
+    """PSO, REBEL: sum over steps inside the sigmoid or square; or one for each step: PSO's mean, REBEL's sum."""
     kernel: str | None
     """Sampler; None: the model's own."""
     steps: int

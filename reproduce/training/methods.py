@@ -28,6 +28,7 @@ NEEDS: dict[Loop, dict[str, str]] = {
         "advantages": "rewards standardised by running statistics: the setting `normalize`",
         "one reward": "one reward for a whole trajectory: `queries` is final",
         "step sums": "where `sum_steps` is inside, all steps of a pair in one micro-batch",
+        "all steps": "all steps of a pair in one micro-batch: the loss sums over them, inside a square or outside",
         "clip below 1": "`clip` is a range of the ratio around 1",
         "clamp below 1": "`clamp` is a range of the ratio around 1",
     },
@@ -172,7 +173,7 @@ METHODS: dict[str, Method] = {
             c.eta,
             c.sum_steps,
         ),
-        needs=("advantages", "one reward", "step sums"),
+        needs=("advantages", "one reward", "all steps"),
     ),
     "sdpo": Method(
         "online",
@@ -257,4 +258,5 @@ def find(name: str, loop: Loop) -> Method:
 
 def sums_steps(config: Any) -> bool:
     """Tell whether an online loss needs all steps of a pair at once; otherwise it is a mean over steps."""
-    return "step sums" in METHODS[config.method].needs and config.sum_steps == "inside"
+    needs = METHODS[config.method].needs
+    return "all steps" in needs or ("step sums" in needs and config.sum_steps == "inside")
