@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from PIL import Image
 
 PROMPTS = ["a cat", "a dog", "two cats", "a red colored dog", "a dog on the moon", "a cat in the snow"]
 TEXT_LENGTH = 8
@@ -69,6 +70,12 @@ def build(folder: Path, seed: int = 0, scheduler: dict = SCHEDULER) -> Path:
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     return folder
+
+
+def picture(path: Path, seed: int) -> None:
+    """Write a random picture of the tiny model's size."""
+    values = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(seed))
+    Image.fromarray((values * 255).byte().numpy()).save(path)
 
 
 def brightness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

@@ -23,11 +23,6 @@ GRID = [999, 749, 499]  # the stochastic ones of four steps
 COUNT = len(tiny.PROMPTS)
 
 
-def draw(folder, name, seed):
-    values = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(seed))
-    Image.fromarray((values * 255).byte().numpy()).save(folder / name)
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Pictures whose names say nothing of who won, in an order of their own."""
@@ -36,7 +31,7 @@ def pairs(tmp_path_factory):
     for number, prompt in enumerate(tiny.PROMPTS):
         sides = [f"{number}-{side}.png" for side in "ab"]
         for place, name in enumerate(sides):
-            draw(out, name, 10 * number + place)
+            tiny.picture(out / name, 10 * number + place)
         winner, loser = sides if number % 2 else sides[::-1]
         rows.append({"prompt": prompt, "winner": winner, "loser": loser})
     (out / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -47,7 +42,7 @@ def pairs(tmp_path_factory):
 def prior(tmp_path_factory):
     out = tmp_path_factory.mktemp("prior")
     for number, caption in enumerate(("a zebra", "a horse", "a cow")):
-        draw(out, f"{number}.png", 1000 + number)
+        tiny.picture(out / f"{number}.png", 1000 + number)
         (out / f"{number}.txt").write_text(caption)
     return out
 
