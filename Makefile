@@ -5,7 +5,8 @@
 #   make unit                the unit tests alone, without those that are marked slow: what to run while writing code
 #   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
 #   make format              let ruff format and fix
-#   make image-reward        the package that is never resolved by pip; CONTRIBUTING.md says why
+#   make image-reward        the rewards' own packages, without what they ask for (CONTRIBUTING.md says why); the tests
+#                            compare with them, so make test and make unit begin with it
 #   make clean               remove .venv and the caches (not build/ and runs/: they hold hours of training)
 # ARGS="..." is passed on to the demo, or to pytest: make test ARGS="-k kernels". The tests run in two processes of one
 # thread each (two of two threads on two cores are far slower); with more cores: make test ARGS="-n 8".
@@ -16,6 +17,7 @@ VENV ?= .venv
 ARGS ?=
 python := $(VENV)/bin/python
 installed := $(VENV)/.fsalign-installed
+originals := $(VENV)/.originals-installed
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
 .PHONY: demo test unit lint format notebooks image-reward clean
@@ -24,11 +26,11 @@ notebooks := $(sort $(wildcard notebooks/*.ipynb))
 demo: $(installed)
 	$(python) reproduce/demo.py $(ARGS)
 
-test: lint
+test: lint image-reward
 	OMP_NUM_THREADS=1 $(python) -m pytest tests notebooks -n 2 --dist loadfile --nbval --nbval-current-env \
 	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg $(ARGS)
 
-unit: $(installed)
+unit: $(installed) image-reward
 	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 lint: $(installed)
@@ -45,8 +47,12 @@ notebooks: $(installed)
 	    --ExecutePreprocessor.timeout=120 "$$notebook" || exit 1; \
 	done
 
-image-reward: $(installed)
-	$(python) -m pip install --no-deps -c constraints.txt image-reward
+image-reward: $(originals)
+
+$(originals): $(installed)
+	$(python) -m pip install --disable-pip-version-check --quiet --no-deps -c constraints.txt image-reward \
+	  open_clip_torch hpsv2
+	@touch $@
 
 # The first of PYTHON that is new enough and can make environments (Debian packages venv apart from Python).
 $(installed): pyproject.toml constraints.txt

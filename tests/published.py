@@ -25,7 +25,13 @@ WEIGHTS = {
 
 
 def weights(shapes):
-    return {name: torch.from_numpy(given.weight(name, tuple(shape))) for name, shape in shapes.items()}
+    return {name: weight(name, shape) for name, shape in shapes.items()}
+
+
+def weight(name, shape):
+    if name.endswith("position_ids"):
+        return torch.arange(shape[-1]).expand(shape).clone()
+    return torch.from_numpy(given.weight(name, tuple(shape)))
 
 
 def clip_config(act):

@@ -20,6 +20,7 @@ DEMANDED = {
     *("torch", "diffusers", "transformers", "peft", "accelerate"),
     *("jupyterlab", "nbval", "matplotlib", "ipywidgets", "image-reward"),
 }
+ORIGINALS = ("image-reward", "open-clip-torch", "hpsv2")  # the rewards' own packages
 GPU_ONLY = ("nvidia-", "cuda-", "triton")  # what a GPU build of torch brings along, at versions that torch itself pins
 PIN = re.compile(r"([A-Za-z0-9][\w.-]*)==(\d[\w.]*)")
 
@@ -124,20 +125,23 @@ def test_the_constraints_are_plain_pins():
     sys.platform != "linux", reason="the pins were made on Linux: other systems need a few packages more"
 )
 def test_all_that_gets_installed_is_pinned_and_torchvision_is_not_among_it():
-    closure = installed_closure(set(requirements()) - {"image-reward", "bitsandbytes"})
+    closure = installed_closure(set(requirements()) - {*ORIGINALS, "bitsandbytes"})
     assert {name for name in closure - set(pins()) if not name.startswith(GPU_ONLY)} == set()
     assert "torchvision" not in closure | set(pins())
 
 
-def test_image_reward_is_installed_without_what_it_asks_for():
+def test_image_reward_and_its_like_are_installed_without_what_they_ask_for():
     extras = project()["optional-dependencies"]
-    assert [extra for extra, lines in extras.items() if "image-reward" in " ".join(lines)] == ["image-reward"]
     assert pins()["image-reward"] == "1.5"
-    marker = environment_requirements()["image-reward"].marker
-    assert marker is not None and not marker.evaluate({"extra": ""}), "pip would resolve its requirements"
-    assert marker.evaluate({"extra": "image-reward"})
-    recipe = read("Makefile").split("\nimage-reward: ")[1].split("\n\n")[0]
-    assert "--no-deps -c constraints.txt image-reward" in recipe
+    recipe = " ".join(read("Makefile").split("\n$(originals): ")[1].split("\n\n")[0].replace("\\", "").split())
+    assert "--no-deps -c constraints.txt image-reward open_clip_torch hpsv2" in recipe
+    assert "\nimage-reward: $(originals)\n" in read("Makefile")
+    for name in ORIGINALS:
+        listed = [extra for extra, lines in extras.items() if name in map(canonicalize_name, lines)]
+        assert listed == ["image-reward"], "pip would resolve its requirements"
+        marker = environment_requirements()[name].marker
+        assert marker is not None and not marker.evaluate({"extra": ""}), "pip would resolve its requirements"
+        assert marker.evaluate({"extra": "image-reward"})
     default = re.search(r"-e '\.\[(.*?)\]'", read("Makefile"))[1]
     assert set(default.split(",")) == set(extras) - {"image-reward", "eightbit"}
 
