@@ -8,13 +8,14 @@ Line i of the prompts belongs to picture i in order of name; one line belongs to
 from the hub or from the folder that FSALIGN_HUB names, and the same upright RGB pictures.
 
 The scores are in the package's unit: fsalign's PickScore, a cosine, is multiplied by the checkpoint's exp(logit_scale),
-which is 100. What differs is rounding. fsalign scales pictures in torch, so that gradients pass, and of some pictures up
-to two values in a hundred come out one level of 255 away from Pillow's. On a GPU, hpsv2 computes in float16.
+which is 100. What differs is rounding: fsalign scales pictures in torch, so that gradients pass, and up to two in a
+hundred values of a picture come out a level of 255 away from Pillow's. On a GPU, hpsv2 computes in float16.
 """
 
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def prepare(config: ScoreConfig) -> Setup:
 
     if not config.images.is_dir():
         raise FileNotFoundError(f"no folder {config.images}: name one with pictures")
-    pictures, prompts = list_pictures(config.images), read_prompts(config.prompts)
+    with warnings.catch_warnings():  # several pictures of one prompt are usual
+        warnings.filterwarnings("ignore", ".* repeats ")
+        pictures, prompts = list_pictures(config.images), read_prompts(config.prompts)
     if not pictures:
         raise FileNotFoundError(f"no picture in {config.images}")
     if len(prompts) not in (1, len(pictures)):
@@ -125,7 +128,8 @@ def run(setup: Setup) -> None:
     summary = {name: summarise([row for row in rows if row["reward"] == name]) for name in setup.rewards}
     for name, one in summary.items():
         scores = f"{one['pictures']} pictures, package {one['mean']:.4f} +- {one['deviation']:.4f}"
-        print(f"{name}: {scores}; fsalign differs by {one['mean_difference']:.1e}, {one['largest_difference']:.1e} at most")
+        mean, largest = one["mean_difference"], one["largest_difference"]
+        print(f"{name}: {scores}; fsalign differs by {mean:.1e} on average, {largest:.1e} at most")
     if setup.config.out is not None:
         setup.config.out.parent.mkdir(parents=True, exist_ok=True)
         about = {**provenance(clock), "config": plain(setup.config)}
