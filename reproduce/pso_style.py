@@ -90,7 +90,7 @@ def draw_drift(work: Work, path: Path) -> None:
         with work.model.reference():
             columns = [sample(work.model, None, steps, prompts, [0])[:, 0]]
         for snapshot in snapshots(work, row, seed):
-            work.model.load_adapter(snapshot)
+            work.model.load_adapter(snapshot, any_precision=True)
             columns.append(sample(work.model, None, steps, prompts, [0])[:, 0])
         lines.append(torch.stack(columns, 1).cpu())  # (prompts, snapshots + 1, 3, H, W)
     images = torch.cat(lines).flatten(0, 1)

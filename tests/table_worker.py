@@ -7,6 +7,8 @@ import io
 from reproduce.harness import rows, snapshots, targets  # noqa: F401 what a script imports when it runs something
 from reproduce.harness.command import command
 from reproduce.harness.declare import SMOKE
+from reproduce.recipes import recipe
+from reproduce.training.methods import METHODS
 from reproduce.training.run import Run
 
 of_run = Run.micro_batches
@@ -24,7 +26,11 @@ def table(name: str, argv: list[str]) -> None:
     script = importlib.import_module(f"reproduce.{name}")
     for method, settings in SMOKE.settings.items():
         if "rounds" in settings:
-            SMOKE.settings[method] = settings | {"rollout_batch": settings["pairs"] // 2}
+            settings = settings | {"rollout_batch": settings["pairs"] // 2}
+        if method in METHODS and recipe(method, "full").get("dtype", ("float32",))[0] == "float16":
+            # Accelerate scales losses on GPUs alone. Not scaled, small gradients vanish, and half of one is not exact.
+            settings = settings | {"dtype": "bfloat16", "mixed_precision": "no"}
+        SMOKE.settings[method] = settings
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

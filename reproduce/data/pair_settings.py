@@ -49,7 +49,7 @@ class FullPairConfig:
     tie: float = 0.001
     """Rewards no further apart than this are a tie: own choice, for PickScore's cosine. Other rewards, other scales."""
     seed: int = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float16"
     """dtype of the teacher."""
     threads: int | None = None
 
@@ -77,6 +77,6 @@ SOURCES = {
         "guidance": "own choice: around SDXL's default 5",
         "tie": "own choice, for PickScore's cosine",
         "seed": "own choice",
-        "dtype": "own choice",
+        "dtype": "own choice: near t = 999 it loses a tenth of what bfloat16 does",
     },
 }

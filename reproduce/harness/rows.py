@@ -56,6 +56,10 @@ NETWORKS = (
     *("clip", "pickscore", "imagereward", "aesthetic"),
 )
 JUDGING = ("teacher", "vae", "text_encoder", "eye")  # networks that draw the pairs and judge them
+# The one precision that all rows of a table are evaluated in, whatever each was trained in. float16 costs what bfloat16
+# does and loses a tenth: near t = 999 a prediction is x0 = (x - sqrt(1 - abar) eps) / sqrt(abar), which multiplies the
+# rounding of eps by 15 (RMS error of x0 on the pocket's student: 0.007, and 0.066 in bfloat16).
+EVALUATION = {"pocket": torch.float32, "full": torch.float16}
 LOOPS = {"online": train_online, "offline": train_offline, "distill": train_distill}
 CONFIGS = {"online": OnlineConfig, "offline": OfflineConfig, "distill": DistillConfig}
 
@@ -95,7 +99,7 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
         from reproduce.harness.tiny_models import make_twins
 
         make_twins(table, set(scored_names(table, "full", pictures=2)), folder / "twins")
-    model = load(table.models[world.scale], evaluation_dtype(world.scale))
+    model = load(table.models[world.scale], EVALUATION[world.scale])
     names = scored_names(table, world.scale, world.pictures or table.pictures[world.scale])
     sets = {name: prompt_set(some, world) for name, some in table.prompts.items()}
     prompts = {name: read_prompts(some)[: world.prompts] for name, some in sets.items()}
@@ -116,18 +120,6 @@ def prompt_set(some: Prompts, world: World) -> str:
     name = getattr(some, "pocket" if world.twins else world.scale)
     subject = world.settings.get("targets", {}).get("subject")
     return f"{SUBJECT_PROMPTS}{subject}" if subject and f"{name}-" == SUBJECT_PROMPTS else name
-
-
-def evaluation_dtype(scale: str) -> torch.dtype:
-    """Return the one precision that all rows of a table are evaluated in, whatever each was trained in.
-
-    At full scale it is float16, which costs what bfloat16 does and loses a tenth: near t = 999 a prediction is
-    x0 = (x - sqrt(1 - abar) eps) / sqrt(abar), which multiplies the rounding of eps by 15 (RMS error of x0 0.007
-    against 0.066, on the pocket's student). CPUs take a hundred times longer for float16 than for float32, which loses
-    nothing: there, and at pocket scale, it is float32.
-    """
-    half = scale == "full" and processes().device.type != "cpu"
-    return torch.float16 if half else torch.float32
 
 
 def scored_names(table: Table, scale: str, pictures: int) -> tuple[str, ...]:
@@ -475,7 +467,7 @@ def untrained_model(work: Work, row: str) -> LatentModel:
     """Return the table's model, or the one that the row samples, in the precision of evaluation."""
     model, sampled = work.model, row_of(work.table, row).sampled
     if sampled:
-        model = load(model_name(work, row), evaluation_dtype(work.world.scale))
+        model = load(model_name(work, row), EVALUATION[work.world.scale])
         model.guidance_scale = sampled.guidance[work.world.scale]
     return model.to(processes().device) if work.world.scale == "full" else model
 
@@ -493,7 +485,7 @@ def composed_model(work: Work, row: str, seed: int) -> LatentModel:
     if not finished(work, *start):
         train(work, *start)
     network = trained_model(work, *start).merged_network()
-    model = load(lora_source(work, row)["preset"], evaluation_dtype(work.world.scale), network=network)
+    model = load(lora_source(work, row)["preset"], EVALUATION[work.world.scale], network=network)
     return model.to(processes().device) if work.world.scale == "full" else model
 
 

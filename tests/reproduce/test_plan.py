@@ -115,7 +115,8 @@ def test_the_real_sizes():
     """Parameters, LoRA parameters and FLOPs of SDXL at 1024 px, and of SD-Turbo, as they are known."""
     model = architectures.meta_model("sdxl", torch.bfloat16)
     assert plan_parameters(model) == 2_567_463_684
-    config = make_config(train_online.OnlineConfig, "pso-online", "full", model="sdxl", dtype="bfloat16")
+    how = {"model": "sdxl", "dtype": "bfloat16", "mixed_precision": "no"}
+    config = make_config(train_online.OnlineConfig, "pso-online", "full", **how)
     model.guidance_scale = 1.0  # one row a picture, as few-step students have it
     found = counted(config, model=model)
     assert sum(p.numel() for p in found.networks.learners["update"]) == 23_224_320
@@ -328,7 +329,7 @@ def test_rows_and_pictures_of_each_method(small):
 
 def test_the_table_and_its_json(planned):
     out = planned("--gpu", "L40S", "--count", "4")
-    for said in ("PSO Table 2", "4 x L40S", "LoRA rank 16, bfloat16", "decoded together", "not counted", "assumed"):
+    for said in ("PSO Table 2", "4 x L40S", "LoRA rank 16, float16", "decoded together", "not counted", "assumed"):
         assert said in out
     rows = json.loads(planned("--json"))["rows"]
     assert list(rows) == ["offline", "online"]

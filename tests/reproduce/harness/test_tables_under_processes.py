@@ -195,7 +195,7 @@ def test_one_checkpoint_has_one_score_and_all_rows_one_precision(name, only, tmp
     folder = tmp_path / "runs" / f"{name}-full"
     results = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
     assert len(results) == len(only)
-    assert {each["evaluation"]["precision"] for each in results.values()} == {"float32"}
+    assert {each["evaluation"]["precision"] for each in results.values()} == {"float16"}
     assert len(measured) >= len(only) and all(how == measured[0] for how in measured) and not measured[0]["wrapped"]
     for path, each in results.items():
         if each["training"]:
