@@ -106,7 +106,7 @@ def test_the_card_tells_base_settings_and_metrics(trained, tmp_path):
         assert f"| [{repository}](https://huggingface.co/{repository}), revision `{REVISIONS[repository]}` |" in text
     assert "| lr | 0.001 | given for this run; the recipe has 1e-05 |" in text
     assert "| clamp | 0.1 | published PSO code; not in the paper |" in text
-    assert "| beta | 7.0 | given for this run; the recipe has 5.0 |" in text
+    assert "| beta | 7.0 | given for this run; the recipe has 50.0 |" in text
     assert "| parti | 4 | pickscore | 21.5000 | +0.5000 [+0.2500, +0.7500] |" in text
     assert 'load_lora_weights("<this folder>")' in text and "the reward `pickscore`" in text
     assert "## Licence" in text
