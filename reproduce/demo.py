@@ -9,8 +9,8 @@ weights) is left in <out>/run, the table in <out>/demo.json, the pictures in <ou
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ import tyro
 
 from fsalign_lib.pocket.captions import prompts
 from reproduce.common.cli import command_line, positive
-from reproduce.common.files import plain, writable_folder, write_json
+from reproduce.common.files import claim, last_checkpoint, plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 
 if TYPE_CHECKING:
@@ -116,20 +116,33 @@ def prepare(
     from reproduce import train_online
     from reproduce.evaluation.metrics import load_metrics
     from reproduce.recipes import make_config
+    from reproduce.training.checkpoints import drop_checkpoints
 
     positive(config, "rounds", "pairs", "lr")
     writable_folder(config.out)
     os.environ["ACCELERATE_USE_CPU"] = "true"  # so that every machine shows the same
     model = model or load("pocket-turbo")
     metrics = metrics or load_metrics([row.metric for part in PARTS for row in part.rows])
-    folder = config.out / "run"
-    if (folder / "config.json").exists():  # of an earlier demo
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    claim(config.out / ".lock")
+    folder, note = config.out / "run", config.out / "demo.json"
+    if last_checkpoint(folder) is not None:
+        if not earlier(folder, note):
+            raise ValueError(f"{folder} holds a run that is not this demo's: choose another --out")
+        drop_checkpoints(folder)
+    write_json(note, {"config": plain(config)})  # so that a demo that was stopped is known, too
     shared = {"seed": config.seed, "lr": config.lr, "rounds": config.rounds, "save_every": config.rounds}
     training = make_config(
         train_online.OnlineConfig, "pso-online", out=folder, pairs=config.pairs, threads=config.threads, **shared
     )
     return Demo(config, train_online.prepare(training, model, reward), metrics)
+
+
+def earlier(folder: Path, note: Path) -> bool:
+    """Tell whether the run in a folder is the one that an earlier demo left, by its settings."""
+    if not (note.exists() and (folder / "config.json").exists()):
+        return False
+    ours, run = json.loads(note.read_text())["config"], json.loads((folder / "config.json").read_text())
+    return run["method"] == "pso-online" and all(run[name] == ours[name] for name in ("rounds", "pairs", "lr", "seed"))
 
 
 def measure(demo: Demo, title: str) -> list[dict]:

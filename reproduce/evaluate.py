@@ -19,7 +19,6 @@ import functools
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from reproduce.common.cli import command_line, positive, processes
-from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
+from reproduce.common.files import claim, last_checkpoint, plain, remove_parts, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.common.shards import Chunks
 from reproduce.data.prompt_sets import read_prompts
@@ -168,6 +167,7 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
     writable_folder(c.out.parent)
     if c.out.suffix != ".json":
         raise ValueError(f"--out {c.out}: expected a file that ends in .json")
+    claim(c.out.with_name(f".{c.out.name}.lock"))
     setup = Setup(c, model, metrics, list(cells(c, prompts)), state, None, settings(c, model, metrics, prompts))
     if pictures:
         setup.reference = FolderReference(pictures, metrics["fid"], parts_folder(c.out), model.device)
@@ -268,7 +268,7 @@ def run(setup: Setup) -> None:
     folder, turn = parts_folder(c.out), 0
     if state.is_main_process:
         if not (folder / "settings.json").exists():  # what is left of one that was being removed
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_parts(folder)
         folder.mkdir(exist_ok=True)
         write_json(folder / "settings.json", setup.settings)
     state.wait_for_everyone()
@@ -284,7 +284,7 @@ def run(setup: Setup) -> None:
         write_json(c.out, about | {"results": results})
         page = report.write(c.out, c.out.with_suffix(".html"))
         print(f"Wrote {c.out} and {page}")
-        shutil.rmtree(folder)
+        remove_parts(folder)
 
 
 def result(setup: Setup, cell: Cell) -> dict:

@@ -10,7 +10,6 @@ the pictures that belong to it: FID "at 30K" compares 30,000 generated pictures 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from reproduce.common.cli import command_line, processes
-from reproduce.common.files import writable_folder
+from reproduce.common.files import claim, remove_parts, writable_folder
 
 if TYPE_CHECKING:
     from reproduce.evaluation.folder_reference import FolderReference
@@ -48,6 +47,7 @@ def prepare(config: ReferenceConfig, fid: Frechet | None = None) -> tuple[Refere
         raise ValueError(f"--out {config.out}: expected a file that ends in .safetensors")
     paths = picture_paths(config.folder)
     writable_folder(config.out.parent)
+    claim(config.out.with_name(f".{config.out.name}.lock"))
     device = processes().device
     fid = fid or load_metrics(["fid"], device, config.scale, lambda prompts: None)["fid"]
     return config, FolderReference(paths, fid, config.out.with_suffix(".parts"), device)
@@ -66,7 +66,7 @@ def run(setup: tuple[ReferenceConfig, FolderReference]) -> None:
         save_statistics(config.out, gaussian, folder.fid.extractor)
         print(f"Wrote {config.out}, of {gaussian.count} pictures.")
         print(*few_pictures(gaussian.count, folder.fid.dimensions, "reference"), sep="\n")
-        shutil.rmtree(folder.parts)
+        remove_parts(folder.parts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,14 +1,19 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, remove those that were written, and hold a folder for one command at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
+import socket
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +32,70 @@ def writable_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise PermissionError(f"cannot write to {folder} ({error.strerror}): choose another --out") from None
+
+
+CLAIMS: dict[Path, IO[str]] = {}  # the locks that this process holds
+
+
+def claim(lock: Path) -> None:
+    """Hold a file's lock until `release`, or until this process ends, however it ends: the lock is the system's.
+
+    Of several processes that a launcher began, the first holds it for all. On a disk without locks there is none.
+
+    Args:
+        lock: a hidden file in the folder that is held, or beside the file.
+
+    Raises:
+        ValueError: another process holds it; it is named.
+    """
+    if int(os.environ.get("RANK", "0")) or lock.resolve() in CLAIMS:
+        return
+    file = lock.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        first = " ".join(file.read().split()) or "another process"
+        file.close()
+        where = lock.parent if lock.name == ".lock" else lock.with_name(lock.name[1 : -len(".lock")])
+        raise ValueError(f"{where} is in use by {first}: wait until it ends, or choose another --out") from None
+    except OSError:
+        file.close()
+        return
+    file.truncate(0)
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {began} ({' '.join(sys.argv)})\n")
+    file.flush()
+    CLAIMS[lock.resolve()] = file
+
+
+def release(lock: Path) -> None:
+    """Let go of a lock that this process holds; the file stays, as another may be waiting for it."""
+    if file := CLAIMS.pop(lock.resolve(), None):
+        file.close()
+
+
+def remove_written(folder: Path, *written: str) -> None:
+    """Remove files and folders of these names from a folder, and the folder itself if nothing else lies in it."""
+    for name in written:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+PART = re.compile(r"\.?(\d+\.(safetensors|json)|settings\.json)(\.\d+)?")  # and what a killed process left of one
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts of some work from a folder and the folders in it, and each of these if nothing else is there."""
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:  # what lies within a folder comes before it
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.is_file() and PART.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,5 +155,5 @@ def plain(config: Any) -> dict[str, Any]:
 
 def last_checkpoint(out: Path) -> Path | None:
     """Return the newest whole checkpoint of a run, or None."""
-    whole = [p for p in (out / "checkpoints").glob("*") if re.fullmatch(r"\d+", p.name)]
+    whole = [p for p in (out / "checkpoints").glob("*") if re.fullmatch(r"\d+", p.name) and (p / "state.json").exists()]
     return max(whole, key=lambda p: int(p.name), default=None)

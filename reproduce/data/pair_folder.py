@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from reproduce.common.files import write_json, write_text
+from reproduce.common.files import remove_parts, write_json, write_text
 
 
 class PairFolder:
@@ -64,7 +63,7 @@ class PairFolder:
                 counts.update(part["counts"])
         write_json(self.out / "about.json", about({**counts, "pairs": written}))
         os.replace(lines, self.out / "pairs.jsonl")
-        shutil.rmtree(self.folder)
+        remove_parts(self.folder)
 
 
 def refuse_finished(out: Path) -> None:

@@ -19,7 +19,7 @@ from fsalign_lib.models.load import load
 from fsalign_lib.pocket import captions, judge
 from fsalign_lib.rollout import rollout, seeded_noise
 from reproduce.common.cli import check_finite, generator, positive, processes
-from reproduce.common.files import plain, writable_folder
+from reproduce.common.files import claim, plain, writable_folder
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data.pair_folder import PairFolder, refuse_finished
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
@@ -70,6 +70,7 @@ def prepare(
     made = {key: value for key, value in plain(config).items() if key not in ("out", "threads", "data")}
     folder = PairFolder(config.out, made | {"weights": model.fingerprint, "sampled from": prompts[: config.count]})
     writable_folder(config.out)
+    claim(config.out / ".lock")
     return Builder(config, model, prompts, utility, folder)
 
 

@@ -16,7 +16,6 @@ evaluation; what lies there from before is taken only if they are the same.
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
 from reproduce import train_distill, train_offline, train_online
 from reproduce.common.cli import processes, seen
-from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
+from reproduce.common.files import last_checkpoint, plain, remove_parts, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data import sampled_pairs
 from reproduce.data.prompt_sets import SUBJECT_PROMPTS, data_folder, read_prompts
@@ -388,7 +387,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     if about.method:
         if not finished(work, row, seed):
             if processes().is_main_process:  # of a training that was removed since
-                shutil.rmtree(parts, ignore_errors=True)
+                remove_parts(parts)
             train(work, row, seed)
         training = json.loads((training_folder(work, row, seed) / "result.json").read_text())
     # The weights come from the last checkpoint, whether they were trained now, before, or by another table.
@@ -399,7 +398,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         cells = evaluate_cells(work, model, path.stem, parts, about.sampled)
     finish(work, row, seed, clock, training, cells)
     if processes().is_main_process:
-        shutil.rmtree(parts, ignore_errors=True)
+        remove_parts(parts)
 
 
 def finished(work: Work, row: str, seed: int) -> bool:
@@ -538,7 +537,7 @@ def measure(work: Work) -> None:
     for row in rows:
         finish(work, row, None, clock, None, cells[row], rows=len(rows))
     if processes().is_main_process:
-        shutil.rmtree(parts, ignore_errors=True)
+        remove_parts(parts)
 
 
 def finish(

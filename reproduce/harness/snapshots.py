@@ -5,7 +5,6 @@ lie in another table's folder is trained by that table alone: where a run is mis
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fsalign_lib.kernels import Kernel
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import rollout
 from reproduce.common.cli import processes, seen
-from reproduce.common.files import write_json
+from reproduce.common.files import remove_parts, write_json
 from reproduce.common.provenance import Clock
 from reproduce.common.shards import Chunks
 from reproduce.evaluation.scores import picture_noise
@@ -97,7 +96,7 @@ def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
         write_json(path, found)
     processes().wait_for_everyone()  # all have read the parts
     if processes().is_main_process:
-        shutil.rmtree(parts, ignore_errors=True)
+        remove_parts(parts)
     return found
 
 

@@ -28,7 +28,7 @@ from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.pocket import captions, concept
 from fsalign_lib.pocket.render import render
 from reproduce.common.cli import processes, seen
-from reproduce.common.files import write_text
+from reproduce.common.files import remove_parts, write_text
 from reproduce.common.shards import in_chunks
 from reproduce.data.pictures import read_picture
 from reproduce.data.prompt_sets import SUBJECTS, find, read_pictures, subject_prompts
@@ -242,4 +242,4 @@ def build_samples(work: Work, row: str, model: LatentModel, folders: dict[str, P
     processes().wait_for_everyone()
     for folder in filter(None, (prior, pairs)):
         if main and parts(folder):
-            shutil.rmtree(parts(folder), ignore_errors=True)
+            remove_parts(parts(folder))

@@ -4,11 +4,13 @@ checkpoints/<step>/ holds trained.safetensors and trained.json (see `LatentModel
 state.json. Where the method has them: kept.safetensors, the statistics of the advantages, or the weights whose average
 is in trained.safetensors; second.safetensors and second.pt, of another network that is trained. DeepSpeed keeps the
 optimizer in parts, a file a process, in deepspeed/: such a run goes on with as many processes as it had.
+
+Whatever else lies in these folders is left there.
 """
 
 import contextlib
 import os
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from fsalign_lib.models.latent_model import LatentModel
-from reproduce.common.files import last_checkpoint, write_json
+from reproduce.common.files import last_checkpoint, remove_written, write_json
 
 SECOND = "second.safetensors"
 OPTIMIZERS = ("optimizer.pt", "second.pt")
+WRITTEN = (
+    *("trained.safetensors", "trained.json", SECOND, *OPTIMIZERS, "kept.safetensors", "state.json"),
+    *("deepspeed", "latest", "zero_to_fp32.py"),  # DeepSpeed's own
+)
 
 
 @dataclass
@@ -54,13 +60,17 @@ def whole_folder(out: Path, kind: str, step: int) -> Iterator[Path]:
     folder = out / f"{kind}s"
     temporary, final = folder / "unfinished", folder / f"{step:06d}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        remove_written(temporary, *WRITTEN)
+        temporary.mkdir(parents=True, exist_ok=True)
         yield temporary
-        shutil.rmtree(final, ignore_errors=True)  # a snapshot of before the run was killed
+        remove_written(final, *WRITTEN)  # a snapshot of before the run was killed
+        for other in final.iterdir() if final.is_dir() else ():
+            os.replace(other, temporary / other.name)
+        if final.is_dir():
+            final.rmdir()
         os.replace(temporary, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_written(temporary, *WRITTEN)
         before = last_checkpoint(out)
         kept = f"{before} is still whole" if before else "there is none before it"
         why = str(error.__cause__ or error).splitlines()[0]
@@ -72,9 +82,14 @@ def new_checkpoint(out: Path, step: int) -> Iterator[Path]:
     """Yield a folder that becomes checkpoints/<step>, as `whole_folder` does, and then drop the older ones."""
     with whole_folder(out, "checkpoint", step) as folder:
         yield folder
-    for old in folder.parent.iterdir():
-        if old.name != f"{step:06d}":
-            shutil.rmtree(old)
+    drop_checkpoints(out, keep=step)
+
+
+def drop_checkpoints(out: Path, keep: int | None = None) -> None:
+    """Remove a run's checkpoints but that of step `keep`; whatever else lies in their folder is left."""
+    for old in (out / "checkpoints").iterdir():
+        if re.fullmatch(r"\d+", old.name) and old.name != f"{keep or 0:06d}":
+            remove_written(old, *WRITTEN)
 
 
 def save(

@@ -30,7 +30,7 @@ from fsalign_lib.kernels import Kernel, require_stochastic
 from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from fsalign_lib.models.load import load
 from reproduce.common.cli import generator, positive, processes
-from reproduce.common.files import last_checkpoint, plain, writable_folder, write_json
+from reproduce.common.files import claim, last_checkpoint, plain, release, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.training import checkpoints
 from reproduce.training.config import TrainConfig
@@ -187,7 +187,7 @@ class Run:
         second_lr: its learning rate.
 
     Raises:
-        ValueError: the folder holds a run already, or one with other settings.
+        ValueError: the folder holds a run already, one with other settings, or one that another process is training.
         PermissionError: the folder cannot be written to.
     """
 
@@ -206,6 +206,8 @@ class Run:
     ):
         self.config, self.model, self.clock = config, model, Clock()
         self.start, self.history = 0, []
+        writable_folder(config.out)
+        claim(config.out / ".lock")
         checkpoint = self.checkpoint = last_checkpoint(config.out)
         self.inputs: dict[str, str] = {}
         self.kept: Kept | None = None
@@ -217,7 +219,6 @@ class Run:
         if state:
             self._same_settings(state["config"])
             self.inputs = state.get("inputs", {})
-        writable_folder(config.out)
         processes()
         # Accelerate keeps the precision of a process's first training for all; here each run has its own.
         AcceleratorState._reset_state()
@@ -468,3 +469,4 @@ class Run:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
+        release(self.config.out / ".lock")

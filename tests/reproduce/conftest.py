@@ -18,7 +18,7 @@ def pair_folder(folder, prompts_file, tmp_path_factory):
 
 @pytest.fixture
 def online(folder, prompts_file, tmp_path):
-    def make(out="run", reward=tiny.brightness, method="pso-online", **overrides):
+    def make(out="run", reward=tiny.taste, method="pso-online", **overrides):
         small = {
             "model": str(folder),
             "prompts": prompts_file,

@@ -32,7 +32,8 @@ def test_a_round_ranks_pairs_and_starts_at_log_two(online):
     assert (pairs.reward[:, 0] > pairs.reward[:, 1]).all()
     with torch.no_grad():
         images = setup.model.decode(pairs.states[:, :, -1].flatten(0, 1))
-    torch.testing.assert_close(tiny.brightness(images, []), pairs.reward.flatten())
+    prompts = [prompt for prompt in pairs.prompts for _ in range(2)]
+    torch.testing.assert_close(tiny.taste(images, prompts), pairs.reward.flatten())
     ref = train_online.reference_log_probs(setup, pairs)
     torch.testing.assert_close(ref, pairs.logp_old, atol=1e-5, rtol=1e-5)
     loss, diagnostics = all_of(setup, pairs, ref)
@@ -44,6 +45,7 @@ def test_the_samples_of_a_round_do_not_depend_on_the_batch_split(online):
     whole = train_online.sample_pairs(online("a"), 3)
     split = train_online.sample_pairs(online("b", rollout_batch=1), 3)
     torch.testing.assert_close(split.states, whole.states, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(split.reward, whole.reward, atol=1e-3, rtol=1e-3)
     assert split.prompts == whole.prompts
     other = train_online.sample_pairs(online("c", seed=1), 3)
     assert not torch.allclose(other.states[:, 0, 0], whole.states[:, 0, 0])

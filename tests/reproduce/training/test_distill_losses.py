@@ -33,6 +33,7 @@ def make(loaded, prompts_file, tmp_path):
         small |= {"training": "lora", "save_every": 9, "times": "uniform", "time_range": (20, 980)}
         config = make_config(train_distill.DistillConfig, method, out=tmp_path / out, **(small | overrides))
         model = copy.deepcopy(loaded)
+        model.guidance_scale = 3.0  # for sampling: the losses ask for both halves themselves
         setup = train_distill.prepare(config, model, model, tiny.taste if config.reward else None)
         nudge(setup.trio.student, 0.05, seed=1)
         nudge(setup.trio.assistant, 0.05, seed=2)
@@ -164,7 +165,7 @@ def test_the_students_loss_is_its_formula(make, case):
 def test_training_is_the_updates_written_out(make):
     """The assistant's updates first, each on a batch of its own; then the student's, on another; then the average."""
     settings = {"updates": 2, "lr": 1e-3, "assistant_lr": 3e-3, "betas": (0.5, 0.7), "weight_decay": 0.3, "warmup": 1}
-    settings |= {"grad_clip": 0.5, "ema": 0.6, "ema_ramp": None, "guidance": 1.0, "guidance_by": "reference"}
+    settings |= {"grad_clip": 0.5, "ema": 0.6, "ema_ramp": 0.7, "guidance": 1.0, "guidance_by": "reference"}
     loop, hand = (make("dipp", out, **settings) for out in ("loop", "hand"))
     average = {name: p.detach().clone() for name, p in loop.model.trained_parameters().items()}
     loop.average.weights = {name: p.clone() for name, p in average.items()}  # from where the nudge has put them
@@ -191,13 +192,14 @@ def test_training_is_the_updates_written_out(make):
         optimizers[which].zero_grad()
         return loss.item(), norm.item()
 
-    for record, followed, moved in zip(records, ((-1, 0, 1), (3, 4)), (2, 5), strict=True):
+    decays = (0.0, 0.5 ** (1 / 0.7))  # the half-life is 0.7 of the updates done
+    for record, followed, moved, decay in zip(records, ((-1, 0, 1), (3, 4)), (2, 5), decays, strict=True):
         assistant = [update(number, ASSISTANT) for number in followed]
         loss, norm = update(moved, STUDENT)
         assert (record["loss"], record["gradient"]) == pytest.approx((loss, norm), rel=1e-3)
         means = [sum(values) / len(values) for values in zip(*assistant, strict=True)]
         assert [record["assistant_loss"], record["assistant_gradient"]] == pytest.approx(means, rel=1e-3)
         for name, p in hand.model.trained_parameters().items():
-            average[name] = 0.6 * average[name] + 0.4 * p.detach()
+            average[name] = decay * average[name] + (1 - decay) * p.detach()
     for name, p in loop.model.trained_parameters().items():
         torch.testing.assert_close(p, average[name], atol=1e-6, rtol=1e-4)

@@ -217,3 +217,10 @@ def test_training_is_the_updates_written_out(make):
     assert max(record["gradient"] for record in records) > 0.5, "or no gradient was clipped"
     for one, other in zip(loop.run.parameters, hand.run.parameters, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_losses_are_on_the_networks_own_error_whatever_the_guidance(loaded, pairs, tmp_path):
+    model = copy.deepcopy(loaded)
+    model.guidance_scale = 3.0
+    config = make_config(train_offline.OfflineConfig, "sft", model="tiny", pairs=pairs, out=tmp_path / "run")
+    assert train_offline.prepare(config, model).model.guidance_scale == 1

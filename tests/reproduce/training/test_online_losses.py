@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fsalign_lib.models import load as models
+from fsalign_lib.rollout import seeded_noise
 from reproduce import train_online
 from reproduce.recipes import make_config
 from tests import tiny
@@ -178,18 +179,21 @@ def test_advantages_of_three_rounds_are_of_their_own_prompt(make):
     setup = make("ddpo", pairs=4, minibatch=4, buffer=3, min_count=3, advantage_clip=0.9)
     # The trajectories of a pair are entered in the order in which they were sampled, which ranks do not keep.
     remembered, own, batch = {prompt: [] for prompt in setup.prompts}, 0, 0
-    sampled, sample_some = [], train_online.sample_some
+    sampled, seen, sample_some = [], [], train_online.sample_some
 
     def watched(*args):
         found = sample_some(*args)
-        sampled.append(found[2][..., -1])
+        sampled.append(found)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_online, "sample_some", watched)
         for number in range(3):
             pairs = train_online.sample_pairs(setup, number)
-            unranked = sampled[-1].tolist()
+            unranked = sampled[-1][2][..., -1].tolist()
+            ids = [place * 6 + setup.prompts.index(prompt) for place, prompt in enumerate(pairs.prompts)]
+            noise = seeded_noise(setup.config.seed, number, ids, setup.model.latent_shape, 10).unflatten(1, (2, 5))
+            assert torch.equal(sampled[-1][0][:, :, 0], noise[:, :, 0]), "of seed, round, place and prompt alone"
             for prompt, some in zip(pairs.prompts, unranked, strict=True):
                 remembered[prompt] = [*remembered[prompt], *some][-3:]
             everything = [r for some in unranked for r in some]
@@ -201,13 +205,15 @@ def test_advantages_of_three_rounds_are_of_their_own_prompt(make):
                 expected = torch.tensor(expected).clamp(-0.9, 0.9).float()
                 torch.testing.assert_close(pairs.advantage[i, :, 0], expected, atol=1e-2, rtol=1e-2)
                 torch.testing.assert_close(pairs.reward[i].sort()[0], torch.tensor(sorted(unranked[i])))
+            seen += pairs.prompts
     assert own and batch
+    assert sorted(seen) == sorted(tiny.PROMPTS * 2), "epochs of all prompts"
 
 
 def test_a_round_is_the_updates_written_out(make):
     """AdamW with the settings' numbers, on clipped gradients; the record is the mean over the updates."""
     settings = {"rounds": 1, "steps": 2, "pairs": 2, "minibatch": 1, "epochs": 2, "lr": 1e-3, "betas": (0.5, 0.7)}
-    settings |= {"weight_decay": 0.3, "reduction": "sum", "clip": 0.05, "updates": "sequential"}
+    settings |= {"weight_decay": 0.3, "reduction": "sum", "clip": 0.05}
     loop, hand = (make("sdpo", out, **settings, grad_clip=0.5) for out in ("loop", "hand"))
     (record,) = train_online.train(loop)
 
@@ -231,3 +237,24 @@ def test_a_round_is_the_updates_written_out(make):
         assert record[name] == pytest.approx(mean, rel=1e-3, abs=1e-6), name
     assert record["reward"] == pytest.approx(pairs.reward.mean().item(), rel=1e-5)
     assert record["queries"] == pairs.queries == 2 * 3 and record["ties"] == 0
+
+
+def test_a_tie_of_one_pair_has_no_gradient_and_the_others_have_theirs(make):
+    setup = make("pso-online")
+    nudge(setup.model)
+    pairs = train_online.sample_pairs(setup, 0)
+    pairs.reward[1] = 1.0
+    ref = train_online.reference_log_probs(setup, pairs)
+    for pair, learns in ((0, True), (1, False)):
+        which, steps = torch.tensor([pair]), torch.tensor([[1]])
+        loss, _ = train_online.minibatch_loss(setup, pairs, ref, which, steps)
+        assert not loss.requires_grad or gradient(loss, setup.model).any() == learns
+
+
+def test_pairs_come_in_another_order_each_epoch_and_round(make):
+    setup = make("ddpo", pairs=6, minibatch=6)
+    pairs = train_online.sample_pairs(setup, 0)
+    orders = [next(train_online.minibatches(setup, pairs, epoch))[0][::4].tolist() for epoch in range(3)]
+    pairs.number = 1
+    orders.append(next(train_online.minibatches(setup, pairs, 0))[0][::4].tolist())
+    assert len(set(map(tuple, orders))) == 4 and all(sorted(order) == [*range(6)] for order in orders)
