@@ -58,7 +58,7 @@ def build(job) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    command_line(parse, prepare, build, argv)
+    command_line(parse, prepare, build, argv, lambda c: (f"finished parts are kept in {c.out}", ""))
 
 
 if __name__ == "__main__":

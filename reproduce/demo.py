@@ -118,7 +118,7 @@ def prepare(
     from reproduce.recipes import make_config
     from reproduce.training.checkpoints import drop_checkpoints
 
-    positive(config, "rounds", "pairs", "lr")
+    positive(config, "rounds", "pairs", "lr", *(["threads"] if config.threads is not None else []))
     writable_folder(config.out)
     os.environ["ACCELERATE_USE_CPU"] = "true"  # so that every machine shows the same
     model = model or load("pocket-turbo")

@@ -150,7 +150,8 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
         raise ValueError(f"{c.out} is a folder: name a file with --out")
     statistics = c.reference is not None and c.reference.suffix in STATISTICS
     pictures = [] if c.reference is None or statistics else picture_paths(c.reference)
-    if c.threads:
+    if c.threads is not None:
+        positive(c, "threads")
         torch.set_num_threads(c.threads)
     model = model or load(c.model, getattr(torch, c.dtype))
     state = processes()
@@ -331,7 +332,13 @@ def summary(result: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    command_line(lambda args: tyro.cli(EvaluateConfig, description=__doc__, args=args), prepare, run, argv)
+    command_line(
+        lambda args: tyro.cli(EvaluateConfig, description=__doc__, args=args),
+        prepare,
+        run,
+        argv,
+        lambda c: (f"finished parts are kept beside {c.out}", ""),
+    )
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def prepare(config: ExportConfig) -> Setup:
 
     if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
         raise ValueError(f"{config.out} holds something already: choose another --out")
-    folder = last_checkpoint(config.checkpoint) or config.checkpoint
+    folder = (last_checkpoint(config.checkpoint) or config.checkpoint).resolve()  # from inside checkpoints/, too
     state = folder / "state.json"
     if not state.exists():
         raise FileNotFoundError(f"no checkpoint in {config.checkpoint}: name the folder of a training run")

@@ -70,7 +70,13 @@ def run(setup: tuple[ReferenceConfig, FolderReference]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    command_line(lambda args: tyro.cli(ReferenceConfig, description=__doc__, args=args), prepare, run, argv)
+    command_line(
+        lambda args: tyro.cli(ReferenceConfig, description=__doc__, args=args),
+        prepare,
+        run,
+        argv,
+        lambda c: (f"finished parts are kept beside {c.out}", ""),
+    )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ from reproduce.data.prompt_sets import read_prompts
 from reproduce.training.config import KEPT_PROMPTS, RewardFunction, TrainConfig, parse_training
 from reproduce.training.ema import Average
 from reproduce.training.methods import METHODS, Matched, find
-from reproduce.training.run import Run, check_divides, check_training, epoch_rows, load_model
+from reproduce.training.run import Run, check_divides, check_training, epoch_rows, kept, load_model
 
 STUDENT, ASSISTANT = 0, 1  # of the run's two learners
 
@@ -501,7 +501,7 @@ def network_calls(config: Mapping[str, Any]) -> dict[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    command_line(parse_training(DistillConfig, "diff-instruct", __doc__), prepare, run, argv)
+    command_line(parse_training(DistillConfig, "diff-instruct", __doc__), prepare, run, argv, kept)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from reproduce.common.files import digest
 from reproduce.data.pairs import PairLatents, read_latents
 from reproduce.training.config import KEPT_PROMPTS, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Errors, find
-from reproduce.training.run import Run, check_divides, check_training, epoch_rows, load_model, training_kernel
+from reproduce.training.run import Run, check_divides, check_training, epoch_rows, kept, load_model, training_kernel
 
 
 @dataclass(kw_only=True)
@@ -355,7 +355,7 @@ def run(setup: Setup) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    command_line(parse_training(OfflineConfig, "pso-offline", __doc__), prepare, run, argv)
+    command_line(parse_training(OfflineConfig, "pso-offline", __doc__), prepare, run, argv, kept)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from reproduce.common.files import digest
 from reproduce.data.prompt_sets import read_prompts
 from reproduce.training.config import RewardFunction, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Rollouts, find, sums_steps
-from reproduce.training.run import Run, check_divides, check_training, epoch_rows, load_model, training_kernel
+from reproduce.training.run import Run, check_divides, check_training, epoch_rows, kept, load_model, training_kernel
 
 STEPS_AT_ONCE = 8  # of each trajectory, in a forward without gradient
 
@@ -423,7 +423,7 @@ def run(setup: Setup) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    command_line(parse_training(OnlineConfig, "pso-online", __doc__), prepare, run, argv)
+    command_line(parse_training(OnlineConfig, "pso-online", __doc__), prepare, run, argv, kept)
 
 
 if __name__ == "__main__":

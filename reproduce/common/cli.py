@@ -6,6 +6,8 @@ torch and accelerate are imported where they are used, so that `--help` of a com
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,15 +26,41 @@ def command_line(
     prepare: Callable[[Any], Any],
     run: Callable[[Any], Any],
     argv: Sequence[str] | None = None,
+    kept: Callable[[Any], tuple[str, str] | None] = lambda config: None,
 ) -> None:
-    """Parse, prepare and run a command: wrong input ends in `prepare`, with one line."""
+    """Parse, prepare and run a command: wrong input ends in `prepare`, with one line.
+
+    Args:
+        kept: what is there after an interruption (see `interruptions`), by the configuration.
+    """
     with refusals():
         config = parse(argv)
-        quiet()
-        ready = prepare(config)
-    with failures():
+        with interruptions(lambda: kept(config), argv):
+            quiet()
+            ready = prepare(config)
+    with failures(), interruptions(lambda: kept(config), argv):
         run(ready)
     leave()
+
+
+@contextmanager
+def interruptions(kept: Callable[[], tuple[str, str] | None], argv: Sequence[str] | None = None) -> Iterator[None]:
+    """End the process with two lines where Ctrl-C stops the block: what is kept, and the command that goes on.
+
+    Args:
+        kept: returns what is kept, and what the command needs so as to go on from there; None: nothing is kept.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        what, more = kept() or ("nothing is kept", "")
+        given = sys.argv[1:] if argv is None else [*map(str, argv)]
+        again = shlex.join(["python", sys.argv[0], *given, *([more] if more and more not in given else [])])
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            again = " ".join(["the same launch", *(["with", more] if more else [])])
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"interrupted: {what}\nto {'go on' if kept() else 'begin again'}: {again}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 @contextmanager

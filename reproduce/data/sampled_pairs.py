@@ -19,7 +19,7 @@ from fsalign_lib.models.load import load
 from fsalign_lib.pocket import captions, judge
 from fsalign_lib.rollout import rollout, seeded_noise
 from reproduce.common.cli import check_finite, generator, positive, processes
-from reproduce.common.files import claim, plain, writable_folder
+from reproduce.common.files import claim, plain, release, writable_folder
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data.pair_folder import PairFolder, refuse_finished
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
@@ -53,7 +53,8 @@ def prepare(
         OSError: the folder cannot be written to.
     """
     positive(config, "count", "batch")
-    if config.threads:
+    if config.threads is not None:
+        positive(config, "threads")
         torch.set_num_threads(config.threads)
     refuse_finished(config.out)
     full = isinstance(config, FullPairConfig)
@@ -119,6 +120,7 @@ def build(builder: Builder) -> None:
 
         folder.finish(firsts, about)
     state.wait_for_everyone()
+    release(c.out / ".lock")
 
 
 def sample_part(builder: Builder, first: int) -> tuple[list[dict], dict[str, int]]:

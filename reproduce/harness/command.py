@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from reproduce.common.cli import failures, leave, positive, processes, quiet, refusals
+from reproduce.common.cli import failures, interruptions, leave, positive, processes, quiet, refusals
 from reproduce.common.files import writable_folder, write_json, write_text
 from reproduce.harness.declare import GIVEN, SMOKE, Row, Table, World
 
@@ -80,10 +80,16 @@ def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) ->
 
             return dry_run.run(table, config.scale, config.apart)
         quiet()
-        work = None if config.table_only else prepare(table, config)
-    with failures():
+        with interruptions(lambda: kept(config), argv):
+            work = None if config.table_only else prepare(table, config)
+    with failures(), interruptions(lambda: kept(config), argv):
         run(table, config, work)
     leave()
+
+
+def kept(config: TableConfig) -> tuple[str, str]:
+    """Return what an interrupted table leaves: the same command goes on from there."""
+    return f"finished rows, and the last checkpoint of the one in training, are kept in {config.work}", ""
 
 
 def at_scale(table: Table, scale: str) -> Table:

@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -36,6 +37,17 @@ from reproduce.training import checkpoints
 from reproduce.training.config import TrainConfig
 
 # The settings of each loop that say how many rows the processes share.
+# What accelerate would take from the environment, and what it may say: the mathematics is the settings' alone.
+ENVIRONMENT = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "cut batches by --micro-batch, which leaves gradients as they are"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "networks are not compiled here"),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", "launch with DDP, FSDP 2 or DeepSpeed"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "launch with DDP, FSDP 2 or DeepSpeed"),
+}
+TAKEN = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+
+FIRST_CHECKPOINT = 60  # seconds of training
+
 BATCHES = {"online": ("pairs", "minibatch"), "offline": ("batch",), "distill": ("batch",)}
 
 
@@ -57,9 +69,13 @@ def check_training(config: TrainConfig) -> None:
     """Refuse what is wrong with the settings that all methods share, before a model is loaded.
 
     Raises:
-        ValueError: a number that must be positive, precisions that do not train, an optimizer that cannot be had.
+        ValueError: a number that must be positive, precisions that do not train, an optimizer that cannot be had, a
+            variable of the environment that would change the training.
     """
     positive(config, "lr", "beta", "grad_clip", "save_every", "rank")
+    if config.threads is not None:
+        positive(config, "threads")
+    check_environment(config.mixed_precision)
     if not all(0 <= decay < 1 for decay in config.betas):
         raise ValueError(f"betas = {config.betas}: expected two numbers from 0 to less than 1")
     if config.micro_batch is not None:
@@ -83,6 +99,23 @@ def check_training(config: TrainConfig) -> None:
             )
 
 
+def check_environment(mixed_precision: str) -> None:
+    """Refuse variables of accelerate that would change the training, behind the back of its settings.
+
+    Raises:
+        ValueError: one says something else than the settings.
+    """
+    for name, (expected, instead) in ENVIRONMENT.items():
+        if os.environ.get(name, expected).lower() != expected:
+            raise ValueError(f"{name} = {os.environ[name]} in the environment: unset it; {instead}")
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # a launcher always says one, and "no" if not asked
+    if asked not in ("no", mixed_precision):
+        raise ValueError(
+            f"ACCELERATE_MIXED_PRECISION = {asked} in the environment, and mixed_precision = {mixed_precision}: "
+            "precision is a setting of the script; leave it out of the launch"
+        )
+
+
 def check_divides(config: TrainConfig) -> None:
     """Refuse batches that do not divide among the processes of the launcher.
 
@@ -99,6 +132,12 @@ def check_divides(config: TrainConfig) -> None:
 def load_model(config: TrainConfig) -> LatentModel:
     """Load the model that the settings name, in their precision."""
     return load(config.model, getattr(torch, config.dtype))
+
+
+def kept(config: TrainConfig) -> tuple[str, str] | None:
+    """Return what an interrupted run leaves, and the flag that goes on from there; None: it has no checkpoint."""
+    checkpoint = last_checkpoint(config.out)
+    return checkpoint and (f"{checkpoint} is kept, and what was trained after it is lost", "--resume")
 
 
 def training_kernel(config: TrainConfig, model: LatentModel) -> Kernel:
@@ -206,9 +245,11 @@ class Run:
     ):
         self.config, self.model, self.clock = config, model, Clock()
         self.start, self.history = 0, []
+        self.began = self.stepped = time.monotonic()
         writable_folder(config.out)
         claim(config.out / ".lock")
         checkpoint = self.checkpoint = last_checkpoint(config.out)
+        self.saved = checkpoint is not None
         self.inputs: dict[str, str] = {}
         self.kept: Kept | None = None
         self.trained: Trained = model
@@ -258,6 +299,8 @@ class Run:
             self.accelerator.init_trackers("run", simple)
         if self.accelerator.is_main_process:
             write_json(config.out / "config.json", plain(config))
+            if taken := [f"{name} = {os.environ[name]}" for name in TAKEN if name in os.environ]:
+                print(f"From the environment: {', '.join(taken)}; device {self.accelerator.device}.")
 
     def _same_settings(self, before: dict[str, Any]) -> None:
         now, before = plain(self.config), defaults(type(self.config)) | before
@@ -433,7 +476,14 @@ class Run:
         Returns:
             the means; `history` gets them too.
         """
-        means = self.accelerator.reduce(torch.stack([v.float() for v in values.values()]), "mean").tolist()
+        # So that an interruption costs at most about a minute, the first checkpoint does not wait for `save_every`. All
+        # processes must think so at once: they share the seconds at which the next step is likely to end.
+        now = time.monotonic()
+        until, self.stepped = now - self.began + now - self.stepped, now
+        numbers = [v.float() for v in values.values()]
+        numbers.append(torch.full_like(numbers[0], until))
+        *means, until = self.accelerator.reduce(torch.stack(numbers), "mean").tolist()
+        early = until > FIRST_CHECKPOINT and not self.saved
         row = dict(zip(values, means, strict=True))
         self.history.append(row)
         if self.config.tracker:
@@ -442,7 +492,7 @@ class Run:
             checkpoints.snapshot(
                 self.config.out, step + 1, self.accelerator, self.model, self.trained.trained_tensors()
             )
-        if (step + 1) % self.config.save_every == 0 or step + 1 == total:
+        if (step + 1) % self.config.save_every == 0 or step + 1 == total or early:
             self.save(step + 1)  # after the snapshot: a run that goes on from here does not make that one again
         return row
 
@@ -457,6 +507,7 @@ class Run:
         optimizers = [learner.optimizer for learner in self.learners]
         weights = checkpoints.Weights(self.model, self.trained.trained_tensors(), second)
         checkpoints.save(self.config.out, step, self.accelerator, weights, optimizers, state, kept)
+        self.saved = True
 
     def finish(self) -> None:
         """Write result.json, which all processes may read then, and end the tracker.
