@@ -36,7 +36,6 @@ from reproduce.common.provenance import Clock, provenance
 from reproduce.training import checkpoints
 from reproduce.training.config import TrainConfig
 
-# The settings of each loop that say how many rows the processes share.
 # What accelerate would take from the environment, and what it may say: the mathematics is the settings' alone.
 ENVIRONMENT = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "cut batches by --micro-batch, which leaves gradients as they are"),
@@ -48,6 +47,7 @@ TAKEN = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_FSDP",
 
 FIRST_CHECKPOINT = 60  # seconds of training
 
+# The settings of each loop that say how many rows the processes share.
 BATCHES = {"online": ("pairs", "minibatch"), "offline": ("batch",), "distill": ("batch",)}
 
 
