@@ -4,6 +4,7 @@
 #   make test                format, lint, unit tests, and every notebook re-run and compared with what is committed
 #   make unit                the unit tests alone, without those that are marked slow: what to run while writing code
 #   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
+#   make pages               decide the claims of all committed results again, and write their pages and READMEs
 #   make format              let ruff format and fix
 #   make image-reward        the rewards' own packages, without what they ask for (CONTRIBUTING.md says why); the tests
 #                            compare with them, so make test and make unit begin with it
@@ -18,9 +19,10 @@ ARGS ?=
 python := $(VENV)/bin/python
 installed := $(VENV)/.fsalign-installed
 originals := $(VENV)/.originals-installed
+tables := $(basename $(notdir $(wildcard reproduce/results/*_*.md)))
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test unit lint format notebooks image-reward clean
+.PHONY: demo test unit lint format pages notebooks image-reward clean
 .DELETE_ON_ERROR:
 
 demo: $(installed)
@@ -40,6 +42,10 @@ lint: $(installed)
 format: $(installed)
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
+
+# Twice: the statuses of one page depend on the results of all tables of its paper.
+pages: $(installed)
+	@for table in $(tables) $(tables); do $(python) reproduce/$$table.py --table-only || exit 1; done
 
 notebooks: $(installed)
 	@for notebook in $(notebooks); do \

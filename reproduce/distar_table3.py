@@ -62,6 +62,8 @@ def by_category(table: Table, runs: list[dict], prompts: dict[str, list[str]]) -
             for name in dict.fromkeys(kinds):
                 more[name] = [row if kind == name else [None] * len(row) for row, kind in zip(hps, kinds, strict=True)]
             found["scores"] = scores | more
+            if margins := found.get("margins"):
+                found["margins"] = margins | {"average": margins.get("hps-2.1", margins.get("hps"))}
             found["means"] = found["means"] | {name: mean(rows) for name, rows in more.items()}
     return {}
 

@@ -92,7 +92,7 @@ def row(name: str, title: str, own: dict) -> Row:
 def compare_with_base(table: Table, runs: list[dict], prompts: dict[str, list[str]]) -> dict[str, Any]:
     """Give each run the end of its training, and return how far each row lies from the base recipe."""
     from reproduce.evaluation.scores import compare
-    from reproduce.harness.claims import paired
+    from reproduce.harness.claims import Scores
 
     for run in runs:
         if run["training"]:
@@ -100,7 +100,7 @@ def compare_with_base(table: Table, runs: list[dict], prompts: dict[str, list[st
             run["training"]["end"] = {key: statistics.mean(record[key] for record in end) for key in WATCHED}
     found = []
     for name, some, steps in itertools.product(table.rows, table.prompts, table.steps):
-        sides = paired(table, runs, prompts, (name, BASE), some, steps)
+        sides = Scores(table, runs, prompts).pair((name, BASE), some, steps)
         if name != BASE and sides:
             place = {"row": name, "prompts": some, "steps": steps}
             found += [place | {"metric": metric} | compare(*sides, metric)._asdict() for metric in table.metrics]
@@ -109,7 +109,7 @@ def compare_with_base(table: Table, runs: list[dict], prompts: dict[str, list[st
 
 def sections(table: Table, result: dict | None) -> list[str]:
     """Print how far each row lies from the base recipe, with its interval, and how its training ended."""
-    from reproduce.harness.page import markdown_table
+    from reproduce.harness.markdown import markdown_table
 
     parts = [f"## Difference from {table.rows[BASE].title}"]
     for prompts, steps in itertools.product(table.prompts, table.steps):
@@ -135,7 +135,8 @@ def sections(table: Table, result: dict | None) -> list[str]:
 
 def difference(result: dict | None, place: dict, column: Column) -> str:
     """Print a row's difference from the base recipe, such as "**+0.10 [+0.02, +0.18]**"."""
-    from reproduce.harness.page import NOT_RUN, interval
+    from reproduce.harness.markdown import interval
+    from reproduce.harness.verdicts import NOT_RUN
 
     found = [d for d in result["differences"] if place.items() <= d.items()] if result else []
     if not found:
@@ -146,7 +147,8 @@ def difference(result: dict | None, place: dict, column: Column) -> str:
 
 def ended(result: dict | None, row: str, key: str, column: Column) -> str:
     """Print a record's mean at the end of training, with its standard deviation over training seeds."""
-    from reproduce.harness.page import NOT_RUN, mean_and_deviation
+    from reproduce.harness.markdown import mean_and_deviation
+    from reproduce.harness.verdicts import NOT_RUN
 
     values = [run["training"]["end"][key] for run in result["runs"] if run["row"] == row] if result else []
     return mean_and_deviation(values, column.decimals) if values else NOT_RUN

@@ -226,10 +226,11 @@ def interval(scores: Sequence) -> Interval | None:
     return crossed_interval(values[None]) if len(values) > 1 else None
 
 
-def compare(after: dict | Sequence[dict], before: dict | Sequence[dict], metric: str) -> Interval:
-    """Compare a metric of two results of `evaluate`, with its 95% interval (see crossed_interval).
+def differences(after: dict | Sequence[dict], before: dict | Sequence[dict], metric: str) -> np.ndarray:
+    """Return `after - before` picture by picture, without the prompts that have no score.  # (T, P, E)
 
-    Each side is one result, or a list with one for each training seed; a single result stands against each of a list.
+    Each side is one result of `evaluate`, or a list with one for each of T training seeds; a single result stands
+    against each of a list.
 
     Raises:
         ValueError: other prompts, seeds or steps on the two sides, or lists of different length.
@@ -244,4 +245,9 @@ def compare(after: dict | Sequence[dict], before: dict | Sequence[dict], metric:
         if other:
             raise ValueError(f"the two results have other {' and '.join(other)}: evaluate both alike to compare them")
     pairs = zip(after, before, strict=True)
-    return crossed_interval(np.stack([array(a["scores"][metric]) - array(b["scores"][metric]) for a, b in pairs]))
+    return np.stack([array(a["scores"][metric]) - array(b["scores"][metric]) for a, b in pairs])
+
+
+def compare(after: dict | Sequence[dict], before: dict | Sequence[dict], metric: str) -> Interval:
+    """Compare a metric of two results of `evaluate` with its 95% interval; see `differences` for sides and errors."""
+    return crossed_interval(differences(after, before, metric))

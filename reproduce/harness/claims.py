@@ -1,15 +1,25 @@
-"""Make a table's result from its runs: the claims of the paper, and what the pictures' scores say of each."""
+"""Make a table's result from its runs: the claims of the paper, and what the pictures' scores say of each.
 
+protocol.py says how a comparison is decided; here it is gathered what is compared.
+"""
+
+import functools
+import itertools
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fsalign_lib.metrics.statistics import Interval
+import numpy as np
+
+from fsalign_lib.metrics.statistics import Crossed, crossed
 from reproduce.common.provenance import Clock, provenance
-from reproduce.evaluation.scores import compare
-from reproduce.harness import curves
-from reproduce.harness.declare import Table
+from reproduce.evaluation.scores import array, differences
+from reproduce.harness import curves, protocol
+from reproduce.harness.declare import Row, Table
+from reproduce.harness.protocol import STATUSES, Evidence
 from reproduce.harness.rows import row_seeds, run_path, shared_folder, uses_pairs
 from reproduce.papers import dipp, distar, pso, sdpo
 from reproduce.papers.claim import Claim, TableClaims
@@ -17,7 +27,9 @@ from reproduce.train_distill import network_calls
 from reproduce.training.methods import METHODS
 
 PAPERS: dict[str, TableClaims] = pso.CLAIMS | sdpo.CLAIMS | dipp.CLAIMS | distar.CLAIMS
-STATUSES = ("reproduced", "contradicted", "inconclusive", "not run")
+
+
+# what is claimed
 
 
 def read_claims(table_id: str) -> list[Claim]:
@@ -46,17 +58,8 @@ def claims_of(table: Table) -> list[Claim]:
     return claims
 
 
-def status(interval: Interval | None) -> str:
-    """Return what a 95% interval of (above - below) says of a claim; None stands for a row that was not run."""
-    if interval is None:
-        return "not run"
-    if not interval.excludes(0.0):
-        return "inconclusive"
-    return "reproduced" if interval.estimate > 0 else "contradicted"
-
-
 def count(statuses: Iterable[str]) -> str:
-    """Return "30 reproduced, 2 contradicted, 12 inconclusive", or "not run" when all are."""
+    """Return "30 reproduced, 2 contradicted, 12 inconclusive", or "not run" when all are, or there is none."""
     found = Counter(statuses)
     if set(found) <= {"not run"}:
         return "not run"
@@ -89,45 +92,260 @@ def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smok
             training["history"] = training["history"][-1:]
             if METHODS[training["config"]["method"]].loop == "distill":
                 training["cost"] = network_calls(training["config"])
-    return result | {"claims": decide(table, runs, result["prompts"]), "runs": runs}
+    return result | decided(table, runs, result["prompts"]) | {"runs": runs}
 
 
-def row_cells(table: Table, runs: list[dict], row: str, prompts: str, steps: int) -> list[dict] | None:
-    """Return the evaluations of a row, one for each training seed in order; None while one of them is missing.
+# what was measured
 
-    Args:
-        steps: the table's column. A row that is sampled in a way of its own has the same evaluation in each column.
+
+@dataclass
+class Scores:
+    """Read a table's runs: the scores of every picture, by row, prompt set and number of steps."""
+
+    table: Table
+    runs: list[dict]
+    prompts: dict[str, list[str]] | None
+
+    @functools.cached_property
+    def claims(self) -> list[Claim]:
+        return claims_of(self.table)
+
+    def cells(self, row: str, prompts: str, steps: int) -> dict[int | None, dict]:
+        """Return the evaluations of a row by training seed, those that there are.
+
+        Args:
+            steps: the table's column. A row that is sampled in a way of its own has the same evaluation in each column.
+        """
+        sampled = self.table.rows[row].sampled
+        cell = f"{prompts}-{sampled.steps if sampled else steps}"
+        found = {run["seed"]: run["cells"][cell] for run in self.runs if run["row"] == row}
+        return {seed: found[seed] for seed in sorted(found, key=lambda seed: seed or 0)}
+
+    def pair(self, rows: tuple[str, str], prompts: str, steps: int) -> tuple[list[dict], list[dict]] | None:
+        """Return the evaluations of two rows, ready for `differences`: of the training seeds that both have.
+
+        A row with a single run, such as the model as it is, stands against each. None: a row was not run.
+        """
+        sides = [self.cells(row, prompts, steps) for row in rows]
+        if all(len(side) > 1 for side in sides):
+            sides = [{seed: side[seed] for seed in side if seed in sides[0].keys() & sides[1].keys()} for side in sides]
+        if not all(sides):
+            return None
+        about = {"prompts": self.prompts[prompts], "steps": steps}
+        first, second = ([cell | about for cell in side.values()] for side in sides)
+        return first, second
+
+    def difference(self, rows: tuple[str, str], metric: str, prompts: str, steps: Sequence[int]) -> np.ndarray | None:
+        """Return first less second row, picture by picture, the mean over numbers of steps.  # (T, P, E)
+
+        None: a row was not run, or this scale does not have the metric.
+        """
+        sides = [self.pair(rows, prompts, number) for number in steps]
+        if not all(sides) or not all(metric in cell["scores"] for pair in sides for side in pair for cell in side):
+            return None
+        return np.mean([differences(*pair, metric) for pair in sides], 0)
+
+    def untrained(self, row: str) -> str | None:
+        """Name the row of the model that a row was before training, sampled alike; itself where nothing is trained.
+
+        None: the table has no such row.
+        """
+        about = self.table.rows[row]
+        if not trained(about):
+            return row
+        if about.method and about.start in self.table.rows:
+            return about.start
+        models = ((name, other) for name, other in self.table.rows.items() if not trained(other) and not other.elsewhere)
+        return next((name for name, other in models if other.sampled == about.sampled), None)
+
+    def margin(self, row: str, metric: str, prompts: str, steps: Sequence[int]) -> float | None:
+        """Return the margin of a metric by an untrained row, the mean over numbers of steps; None: it is not known."""
+        found = []
+        for number in steps:
+            cell = next(iter(self.cells(row, prompts, number).values()))
+            own = protocol.margin(array(cell["scores"][unit(metric)]))
+            found.append(cell.get("margins", {}).get(unit(metric)) if own is None else own)
+        return None if None in found else float(np.mean(found))
+
+    def aims(self, row: str, prompts: str) -> tuple[str, ...]:
+        """Name the metrics in which a row is to rise: the reward that it was trained on.
+
+        A row that learns from pairs, pictures or a teacher, or whose reward is not scored here, has all that are
+        claimed in this table.
+        """
+        config = next((run["training"]["config"] for run in self.runs if run["row"] == row and run["training"]), {})
+        reward = config.get("reward") if config.get("reward_scale", 1.0) else None
+        scored = next(iter(self.cells(row, prompts, self.table.steps[0]).values()))["scores"]
+        claimed = dict.fromkeys(unit(claim.metric) for claim in self.claims)
+        return (reward,) if reward in scored else tuple(metric for metric in claimed if metric in scored)
+
+    def rise(self, row: str, metric: str, prompts: str, steps: Sequence[int]) -> tuple[Crossed, float | None]:
+        """Return how far a row is above the untrained model, where more is better, with the margin."""
+        before = self.untrained(row)
+        column = (self.table.metrics | self.table.beside).get(metric)
+        difference = self.difference((row, before), metric, prompts, steps)
+        if column and column.lower:
+            difference = -difference
+        return crossed(difference), self.margin(before, metric, prompts, steps)
+
+    def learned(self, row: str, metric: str, prompts: str, steps: Sequence[int]) -> bool:
+        """Say whether a row rose above the untrained model by the margin, in the claim's metric or in its aims."""
+        names = dict.fromkeys((unit(metric), *self.aims(row, prompts)))
+        return any(protocol.rose(*self.rise(row, name, prompts, steps)) for name in names)
+
+    def evidence(self, claim: Claim, steps: Sequence[int]) -> Evidence | None:
+        """Return what was measured of a claim, the mean over numbers of steps; None: a row was not run."""
+        rows, metric, prompts = (claim.above, claim.below), claim.metric, claim.prompts
+        difference = self.difference(rows, metric, prompts, steps)
+        found = [row for row in rows if trained(self.table.rows[row])]
+        before = dict.fromkeys(self.untrained(row) for row in (found or rows))
+        if difference is None or not all(row and self.cells(row, prompts, steps[0]) for row in before):
+            return None
+        margins = [self.margin(row, metric, prompts, steps) for row in before]
+        margin = None if None in margins else math.sqrt(sum(value**2 for value in margins) / len(margins))
+        # A number such as "vendi-ahead" compares trained rows by itself, so one side is enough.
+        gated = len(found) == 2 or metric.endswith("-ahead")
+        learned = not gated or any(self.learned(row, metric, prompts, steps) for row in found)
+        runs = [min(len(self.cells(row, prompts, steps[0])), len(difference)) for row in found]
+        return Evidence(crossed(difference), margin, min(runs, default=None), learned)
+
+    def equal_kl(self, claim: Claim, steps: Sequence[int], found: Evidence) -> tuple[float, Evidence] | None:
+        """Return the KL at which two trained rows are compared, and what they differ by there; None: not measured.
+
+        See curves.at_equal_kl. Their spread over prompts is taken to be what it is at the end of training.
+        """
+        rows = [{run["seed"]: run for run in self.runs if run["row"] == row} for row in (claim.above, claim.below)]
+        cells = [f"{claim.prompts}-{number}" for number in steps]
+        pairs = [(rows[0][seed], rows[1][seed]) for seed in sorted(rows[0].keys() & rows[1].keys(), key=str)]
+        both = [curves.at_equal_kl(*pair, cells, claim.metric) for pair in pairs]
+        if not both or None in both:
+            return None
+        kl, gaps = np.array(both).T
+        effect = found.effect._replace(estimate=float(gaps.mean()))
+        if len(gaps) > 1:
+            effect = effect._replace(ms_seeds=float(effect.prompts * gaps.var(ddof=1)))
+        return float(kl.mean()), Evidence(effect, found.margin, found.seeds, found.learned)
+
+    def learning(self) -> Iterator[dict]:
+        """Yield for each trained row and prompt set how far it rose in what it was trained for, and who collapsed."""
+        rows = [(row, self.untrained(row)) for row, about in self.table.rows.items() if trained(about)]
+        for (row, before), prompts in itertools.product(rows, self.table.prompts):
+            steps = self.table.steps[:1] if self.table.rows[row].sampled else self.table.steps
+            if not before or not all(self.cells(name, prompts, steps[0]) for name in (row, before)):
+                continue
+            aims = self.aims(row, prompts)
+            rises = {metric: self.rise(row, metric, prompts, steps) for metric in aims}
+            lower = [-1 if (c := self.table.metrics.get(m)) and c.lower else 1 for m in aims]
+            ends = [self.difference((row, before), metric, prompts, steps).mean((1, 2)) for metric in aims]
+            falls = -np.stack(ends, 1) * lower  # (T, M)
+            margins = np.array([margin or 0.0 for _, margin in rises.values()])
+            seeds = list(self.cells(row, prompts, steps[0]))
+            gone = [seed for seed, bad in zip(seeds, protocol.collapsed(falls, margins), strict=True) if bad]
+            yield {"row": row, "prompts": prompts, "rises": rises, "seeds": seeds, "collapsed": gone}
+
+
+def trained(row: Row) -> bool:
+    """Say whether a row depends on a training seed."""
+    return row.method is not None or row.composed is not None
+
+
+def training_seeds(table: Table, result: dict | None) -> int:
+    """Return how many training seeds a row has at most, of those that were run; 0 where nothing is trained."""
+    if not any(row.method for row in table.rows.values()):
+        return 0
+    runs = [run for run in result["runs"] if run["seed"] is not None] if result else []
+    return len({run["seed"] for run in runs}) or len(table.seeds)
+
+
+def unit(metric: str) -> str:
+    """Name the metric in whose units a derived one is, such as "hps" for "hps-rise"."""
+    name, _, kind = metric.rpartition("-")
+    return name if kind in (*curves.KINDS, "ahead") else metric
+
+
+# how it is decided
+
+
+def decided(table: Table, runs: list[dict], prompts: dict | None) -> dict[str, list[dict]]:
+    """Return {"claims", "primary"}: each claim, and each primary claim that is the mean over several of them.
+
+    A record has "id", "status" by itself, and where both rows were run what it rests on (see `record`); a primary one
+    has "claims" too, the ids of its parts.
     """
-    sampled = table.rows[row].sampled
-    cell = f"{prompts}-{sampled.steps if sampled else steps}"
-    found = {run["seed"]: run["cells"][cell] for run in runs if run["row"] == row}
-    seeds = row_seeds(table, row)
-    return [found[seed] for seed in seeds] if set(seeds) <= set(found) else None
+    scores = Scores(table, runs, prompts)
+    found = [{"id": claim.id} | record(scores.evidence(claim, (claim.steps,))) for claim in scores.claims]
+    means = [
+        {"id": name, "claims": [claim.id for claim in parts]}
+        | record(scores.evidence(parts[0], [claim.steps for claim in parts]))
+        for name, parts in primary_claims(scores.claims).items()
+        if len(parts) > 1
+    ]
+    return {"claims": found, "primary": means}
 
 
-def paired(
-    table: Table, runs: list[dict], prompts: dict | None, rows: tuple[str, str], some: str, steps: int
-) -> tuple[list[dict], list[dict]] | None:
-    """Return the evaluations of two rows, ready to be compared picture by picture; None while one was not run.
+def primary_claims(claims: Sequence[Claim]) -> dict[str, list[Claim]]:
+    """Return the primary claims by id: each is the mean over its parts, one for each number of steps."""
+    found: dict[str, list[Claim]] = {}
+    for claim in claims:
+        if claim.primary:
+            found.setdefault(claim.primary, []).append(claim)
+    return found
 
-    Args:
-        some: one of the table's prompt sets.
-    """
-    sides = [row_cells(table, runs, row, some, steps) for row in rows]
-    if not all(sides):
+
+def record(found: Evidence | None) -> dict:
+    """Return a status with what it rests on, as the result file keeps it."""
+    about = {"status": protocol.status(found)}
+    if found is None:
+        return about
+    about |= found.effect.interval()._asdict() | {"p": found.p_different(), "margin": found.margin}
+    return about | {"seeds": found.seeds, "learned": found.learned, "effect": found.effect._asdict()}
+
+
+def evidence(about: dict) -> Evidence | None:
+    """Return what a record rests on."""
+    if "effect" not in about:
         return None
-    first, second = ([{**one, "prompts": prompts[some], "steps": steps} for one in side] for side in sides)
-    return first, second
+    return Evidence(Crossed(**about["effect"]), about["margin"], about["seeds"], about["learned"])
 
 
-def decide(table: Table, runs: list[dict], prompts: dict | None) -> list[dict]:
-    """Return each claim's {"id", "status"}, with the interval of (above - below) where both rows were run."""
-    decided = []
-    for claim in claims_of(table):
-        sides = paired(table, runs, prompts, (claim.above, claim.below), claim.prompts, claim.steps)
-        interval = None
-        # A metric that this scale does not have is in no cell.
-        if sides and all(claim.metric in one["scores"] for side in sides for one in side):
-            interval = compare(*sides, claim.metric)
-        decided.append({"id": claim.id, "status": status(interval)} | (interval._asdict() if interval else {}))
-    return decided
+def paper_of(name: str) -> str:
+    """Return the paper of a table, such as "pso" of "pso_table2"."""
+    return name.partition("_")[0]
+
+
+def other_results(path: Path) -> dict[str, dict]:
+    """Read the results of a paper's other tables that lie beside this one's, at the same scale: name -> result.
+
+    One that an older version decided is left out, until --table-only decides it again.
+    """
+    scale = "-full" * path.stem.endswith("-full")
+    own = path.stem.removesuffix(scale)
+    there = {name: path.with_name(f"{name}{scale}.json") for name in PAPERS if paper_of(name) == paper_of(own) != own}
+    found = {name: json.loads(file.read_text()) for name, file in there.items() if name != own and file.exists()}
+    return {name: result for name, result in found.items() if "primary" in result}
+
+
+def correct(result: dict, others: Iterable[dict]) -> dict:
+    """Return a result with a second status of each claim, "corrected": the false discovery rate is held over the paper.
+
+    Args:
+        others: the results of the paper's other tables.
+    """
+    records = [about for one in (result, *others) for about in (*one["claims"], *one["primary"])]
+    found = {about["id"]: evidence(about) for about in records}
+    status, (different, equivalent) = protocol.corrected(found), protocol.thresholds(list(found.values()))
+
+    def both(about: dict) -> dict:
+        more = {"corrected": status[about["id"]]}
+        if more["corrected"] == "inconclusive":
+            more["seeds_to_decide"] = protocol.seeds_to_decide(found[about["id"]], different, equivalent)
+        return about | more
+
+    return result | {kind: [both(about) for about in result[kind]] for kind in ("claims", "primary")}
+
+
+def primary_records(result: dict) -> dict[str, dict]:
+    """Return the record of each primary claim of a result, by id: a claim's own, or the mean over several."""
+    records = {about["id"]: about for about in (*result["claims"], *result["primary"])}
+    found = primary_claims(read_claims(result["table"]))
+    return {name: records[name if len(parts) > 1 else parts[0].id] for name, parts in found.items()}

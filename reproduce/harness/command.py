@@ -24,7 +24,7 @@ import tyro
 
 from reproduce.common.cli import failures, interruptions, leave, positive, processes, quiet, refusals
 from reproduce.common.files import writable_folder, write_json, write_text
-from reproduce.harness.declare import GIVEN, SMOKE, Row, Table, World
+from reproduce.harness.declare import GIVEN, MOST_SEEDS, SMOKE, Row, Table, World
 
 if TYPE_CHECKING:
     from reproduce.common.provenance import Clock
@@ -43,7 +43,7 @@ class TableConfig:
     only: tuple[str, ...] = ()
     """Rows to run in this call; none named: all."""
     seeds: tuple[int, ...] = ()
-    """Training seeds to run in this call; none named: all."""
+    """Training seeds to run in this call; none named: all. One that the table does not have is added to it."""
     work: Path | None = None
     """Training runs and evaluations, a file each when finished; what tables share lies beside it. By default
     reproduce/runs/<table>, or, with --smoke or tiny models, runs/<table> in --out."""
@@ -80,6 +80,7 @@ def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) ->
 
             return dry_run.run(table, config.scale, config.apart)
         quiet()
+        table = with_more_seeds(table, config)
         with interruptions(lambda: kept(config), argv):
             work = None if config.table_only else prepare(table, config)
     with failures(), interruptions(lambda: kept(config), argv):
@@ -118,8 +119,11 @@ def check(table: Table, config: TableConfig) -> None:
     unknown = [row for row in config.only if row not in table.rows]
     if unknown:
         raise ValueError(f"unknown row {unknown[0]!r}: choose from {', '.join(table.rows)}")
-    if not set(config.seeds) <= set(table.seeds):
-        raise ValueError(f"seeds {list(config.seeds)}: the table has the training seeds {list(table.seeds)}")
+    if not set(config.seeds) <= {*table.seeds, *range(MOST_SEEDS)}:
+        raise ValueError(
+            f"seeds {list(config.seeds)}: the table has the training seeds {list(table.seeds)}, and more up to "
+            f"{MOST_SEEDS - 1} where its page says that they are due"
+        )
     config.only, config.seeds = config.only or tuple(table.rows), config.seeds or table.seeds
     if config.dry_run:
         return
@@ -136,6 +140,18 @@ def check(table: Table, config: TableConfig) -> None:
         raise ValueError(f"{cut} must not write over {config.out}: name another folder with --out")
     config.work = config.work or (config.out if cut else REPRODUCE) / "runs" / file_name(table, config)
     writable_folder(config.out)
+
+
+def with_more_seeds(table: Table, config: TableConfig) -> Table:
+    """Return the table with the training seeds that were added to its own: asked for now, or begun before.
+
+    Then every row is to have them, so that no row is compared on seeds of its choice.
+    """
+    from reproduce.harness.rows import run_path
+
+    more = (seed for seed in range(MOST_SEEDS) if seed not in table.seeds)
+    begun = {s for s in more if s in config.seeds or any(run_path(config.work, r, s).exists() for r in table.rows)}
+    return replace(table, seeds=(*table.seeds, *sorted(begun)))
 
 
 def file_name(table: Table, config: TableConfig) -> str:
@@ -209,22 +225,29 @@ def write_table(table: Table, config: TableConfig, clock: Clock | None) -> None:
     """Write the result, from the runs that there are, its figures and its page.
 
     Args:
-        clock: when the call began; None: there are no runs, and the page is made from the result that is there.
+        clock: when the call began; None: there are no runs, and the claims of the result that is there are decided
+            again.
     """
     from fsalign_lib.plotting import save
-    from reproduce.harness import readmes
-    from reproduce.harness.claims import gather
+    from reproduce.harness import claims, readmes
     from reproduce.harness.figures import draw
     from reproduce.harness.page import page, total
 
     path = config.out / f"{file_name(table, config)}.json"
+    result = None
     if clock:
-        write_json(path, gather(table, config.work, clock, config.scale, config.smoke or config.models == "tiny"))
-    result = json.loads(path.read_text()) if path.exists() else None
+        result = claims.gather(table, config.work, clock, config.scale, config.smoke or config.models == "tiny")
+    elif path.exists():
+        result = json.loads(path.read_text())
+        result |= claims.decided(table, result["runs"], result["prompts"])
+    if result:
+        write_json(path, result)
     if result and table.own.figures:
         for name, sheet in table.own.figures(result).items():
             save(draw(sheet), path.with_name(f"{path.stem}-{name}.png"))
+    others = claims.other_results(path)
+    result = result and claims.correct(result, others.values())
     write_text(path.with_suffix(".md"), page(table, result))
     if path.parent.resolve() == RESULTS and config.scale == "pocket":
-        readmes.update(table, result)
+        readmes.update(table, result, others)
     print(f"{path.with_suffix('.md')}: {total(table, result)}")

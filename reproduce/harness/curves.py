@@ -109,6 +109,36 @@ def summarise(table: Table, runs: list[dict]) -> None:
         ]
 
 
+def at_equal_kl(first: dict, second: dict, cells: Sequence[str], metric: str) -> tuple[float, float] | None:
+    """Compare two runs of one training seed where they are equally far from the reference.
+
+    That is at the largest KL that both reached: each is taken where its curve came there first, between its points
+    linearly.
+
+    Args:
+        first: a run of the result, with its curve of means.
+        cells: what is averaged over.
+
+    Returns:
+        that KL, and the first run's score less the second's; None where the runs have no curve, their KL is of
+        other numbers of steps, or the metric is not one of a curve's points.
+    """
+    sides = [run.get("curve") for run in (first, second)]
+    if not all(sides) or len({side[-1]["kl_steps"] for side in sides}) > 1:
+        return None
+    if any(metric not in point["means"][cell] for side in sides for point in side for cell in cells):
+        return None
+    reached = [np.array([point["kl"] for point in side]) for side in sides]
+    where = min(kl.max() for kl in reached)
+    found = []
+    for side, kl in zip(sides, reached, strict=True):
+        scores = [np.mean([point["means"][cell][metric] for cell in cells]) for point in side]
+        j = int(np.argmax(kl >= where))  # the first point that is there
+        share = (where - kl[j - 1]) / (kl[j] - kl[j - 1]) if j else 1.0
+        found.append(share * scores[j] + (1 - share) * scores[j - 1] if j else scores[0])
+    return float(where), float(found[0] - found[1])
+
+
 def spent(training: dict) -> dict[str, float]:
     """Return samples, reward queries and hours of a whole online run, from a result, which keeps no history."""
     config = training["config"]

@@ -94,6 +94,8 @@ class Own:
 
 
 PICTURES = {"pocket": 4, "full": 1}
+SEEDS = tuple(range(6))  # training seeds of a table
+MOST_SEEDS = 10  # with those that the rule of harness/protocol.py adds
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Table:
     teachers: dict[str, str]  # scale -> what samples the pairs of offline methods, or teaches one-step generators
     kernel: str | None = None  # for evaluation; None: the model's own sampler
     pictures: dict[str, int] = field(default_factory=PICTURES.copy)  # scale -> of each prompt
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = SEEDS
     note: str = ""  # for the page: what its metrics mean
     own: Own = Own()
 

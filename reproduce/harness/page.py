@@ -1,28 +1,55 @@
 """Write the page of a table in results/: Markdown, made from the table's declaration and its result alone.
 
-Below, `result` is the content of results/<table>.json, or None where nothing was run.
+Below, `result` is the content of results/<table>.json with corrected statuses (claims.correct), or None where nothing
+was run.
 """
 
 import re
 import statistics
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from reproduce.common.provenance import core_seconds
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
-from reproduce.harness.claims import PAPERS, claims_of, count, row_cells
+from reproduce.harness.claims import PAPERS, Scores, claims_of, trained, training_seeds
 from reproduce.harness.curves import spent
-from reproduce.harness.declare import Column, Row, Table
+from reproduce.harness.declare import Row, Table
+from reproduce.harness.markdown import full_title, markdown_table, mean_and_deviation
 from reproduce.harness.rows import uses_pairs
-from reproduce.papers.claim import Claim, printed, printed_line
+from reproduce.harness.verdicts import (
+    NOT_RUN,
+    better,
+    by_themselves,
+    columns,
+    equal_distance,
+    learning,
+    more_seeds,
+    primary,
+    tally,
+    than,
+    total,
+    verdict,
+)
+from reproduce.papers.claim import printed, printed_line
 from reproduce.recipes import recipe, sdpo
 from reproduce.training.methods import METHODS
 
-NOT_RUN = "not run"
 ELSEWHERE = "not part of this project"
 ONE_SEED = (
     "**One training seed a row.** The intervals are over prompts and pictures alone: they say how sure a difference "
-    "of these runs is, not whether another seed would show it."
+    "of these runs is, not whether another seed would show it. So no comparison of trained rows is decided."
+)
+DECIDED = (
+    "*equivalent* when the 90% interval lies inside the margin, a quarter of the untrained model's standard deviation "
+    "within a prompt, *inconclusive* otherwise, with the number of training seeds that would decide it, estimated."
+)
+TRAINED = (
+    " A comparison of two trained rows is *not learned* where neither rose above the untrained model by the margin, "
+    "and *one seed* where a row has a single training seed."
+)
+CORRECTED = (
+    " Over all claims of the paper the false discovery rate is held at 5%: a status is the one after that correction, "
+    "and where a claim would have another by itself, that one stands beside it. "
+    "[More on this](../README.md#how-a-claim-is-decided)."
 )
 
 
@@ -36,7 +63,10 @@ def page(table: Table, result: dict | None) -> str:
     if result and "given" in result:
         parts.append(given(result["given"]))
     parts += introduction(table, result, scale)
-    parts += [f"**Claims: {total(table, result)}.**", tally(table, result)]
+    parts += [f"**Claims: {total(table, result)}.**{by_themselves(table, result)}", tally(table, result)]
+    parts += [primary(table, result), *more_seeds(table, result)]
+    if any(trained(row) for row in table.rows.values()):
+        parts += [learning(table, result), equal_distance(table, result)]
     if result:
         pictures = (table.own.figures(result) if table.own.figures else {}) | table.own.drawings
         parts += [f"![{picture.caption}]({stem}-{name}.png)" for name, picture in pictures.items()]
@@ -57,15 +87,14 @@ def page(table: Table, result: dict | None) -> str:
 def introduction(table: Table, result: dict | None, scale: str) -> list[str]:
     """Say what the numbers are, how a claim is decided, what the metrics mean, and what the paper says."""
     unprinted = "The paper draws this." if table.own.figures else "The paper has no such table."
-    seeds = len(table.seeds) if any(row.method for row in table.rows.values()) else 0
+    seeds = training_seeds(table, result)
     numbers = ("Paper: the printed value." if printed(table.name) else unprinted) + " Ours: mean"
     numbers += f" ± standard deviation over {seeds} training seeds" if seeds > 1 else ""
     numbers += ", on the pocket world: compare the differences, not the values" if scale == "pocket" else ""
     decided = (
         "A claim is *reproduced* when the 95% interval of its paired difference, over "
         f"{'training seeds, ' * (seeds > 1)}prompts and pictures, lies above 0, *contradicted* when it lies below, "
-        "*inconclusive* when it holds 0. Each claim has an interval of its own: of 40 differences that are none, two "
-        "would be decided by chance."
+        f"{DECIDED}{TRAINED * (seeds > 0)}{CORRECTED}"
     )
     claims = PAPERS[table.name]
     return [
@@ -106,53 +135,6 @@ def ranking(table: Table, result: dict | None, scale: str) -> str:
     if pairs:
         parts.append(f"A run of offline PSO sees each of {pairs:,} pairs {draws / pairs:.1f} times{paper}.")
     return " ".join(parts)
-
-
-# claims
-
-
-def total(table: Table, result: dict | None) -> str:
-    """Count the table's claims by status, as in "30 reproduced, 2 contradicted"."""
-    return count([claim["status"] for claim in result["claims"]] if result else [NOT_RUN])
-
-
-def tally(table: Table, result: dict | None) -> str:
-    """Count the claims of each pair of rows by status, a metric a column; groups of rows are taken together."""
-    status = {c["id"]: c["status"] for c in result["claims"]} if result else {}
-    found: dict[tuple[str, str], dict[str, list[str]]] = {}  # titles of two rows -> metric -> statuses
-    for claim in claims_of(table):
-        pair = tuple(table.rows[name].title for name in better(table, claim))
-        found.setdefault(pair, {}).setdefault(claim.metric, []).append(status.get(claim.id, NOT_RUN))
-    metrics = {m: c.title for m, c in columns(table, result).items() if any(m in by for by in found.values())}
-    body = [
-        [f"{first} {than(table)} {second}", *(count(by[m]) if m in by else "not claimed" for m in metrics)]
-        for (first, second), by in found.items()
-    ]
-    return markdown_table(["claim", *metrics.values()], body)
-
-
-def columns(table: Table, result: dict | None) -> dict[str, Column]:
-    """Return the table's metrics that the result's scale has."""
-    scale = result["scale"] if result else "pocket"
-    return {metric: column for metric, column in table.metrics.items() if column.scale in (None, scale)}
-
-
-def better(table: Table, claim: Claim) -> tuple[str, str]:
-    """Return the row that is claimed to be the better one, then the other."""
-    return (claim.below, claim.above) if table.metrics[claim.metric].lower else (claim.above, claim.below)
-
-
-def than(table: Table) -> str:
-    """Return the words between two compared rows: "above", unless less is better in some metric of a claim."""
-    return "better than" if any(table.metrics[claim.metric].lower for claim in claims_of(table)) else "above"
-
-
-def verdict(claim: Claim | None, result: dict | None, decimals: int) -> str:
-    """Write a claim's status and interval, as in "reproduced, +0.21 [+0.10, +0.32]"."""
-    if claim is None:
-        return "not claimed"
-    found = {c["id"]: c for c in result["claims"]}[claim.id] if result else {"status": NOT_RUN}
-    return f"{found['status']}, {interval(found, decimals + 1)}" if "low" in found else found["status"]
 
 
 # the table itself
@@ -212,10 +194,10 @@ def ours(table: Table, result: dict | None, row: str, cell: tuple[str, int], met
     """
     if table.rows[row].elsewhere:
         return ELSEWHERE
-    cells = row_cells(table, result["runs"], row, *cell) if result else None
+    cells = Scores(table, result["runs"], result["prompts"]).cells(row, *cell) if result else None
     if not cells:
         return NOT_RUN
-    means = [each["means"].get(metric) for each in cells]
+    means = [each["means"].get(metric) for each in cells.values()]
     return "none" if None in means else mean_and_deviation(means, decimals)
 
 
@@ -255,9 +237,10 @@ def costs(table: Table, result: dict | None) -> str:
             wall = " (wall)" if key == "hours" and not timed else ""
             cells.append(f"{statistics.mean(end[key] for end in ends):{form}}{wall}" if ends else NOT_RUN)
         body.append(cells)
+    over = ", the mean over training seeds" if training_seeds(table, result) > 1 else ""
     note = (
-        f"Of one run{', the mean over training seeds' * (len(table.seeds) > 1)}. Hours are core hours on a CPU, of the "
-        "runs that recorded CPU time; *wall* where none did: longer, since another run was beside it."
+        f"Of one run{over}. Hours are core hours on a CPU, of the runs that recorded CPU time; *wall* where none did: "
+        "longer, since another run was beside it."
     )
     if table.own.curve:
         note += (
@@ -323,27 +306,3 @@ def runs(result: dict) -> str:
         "every picture's scores are in the JSON beside this page."
     )
     return "\n\n".join(["## Runs", markdown_table(header, body), note])
-
-
-# Markdown
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
-
-
-def full_title(row: Row) -> str:
-    """Return the row's title with its group."""
-    return f"{row.title}, {row.group}" if row.group else row.title
-
-
-def mean_and_deviation(values: Sequence[float], decimals: int) -> str:
-    """Write the mean over training seeds and, of more than one, their standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{decimals}f}{deviation}"
-
-
-def interval(found: dict, decimals: int) -> str:
-    """Write an estimate and its interval, as in "+0.21 [+0.10, +0.32]"."""
-    estimate, low, high = (f"{found[key]:+.{decimals}f}" for key in ("estimate", "low", "high"))
-    return f"{estimate} [{low}, {high}]"

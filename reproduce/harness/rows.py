@@ -38,9 +38,10 @@ from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.evaluation.cost import COSTS, sampling_cost
 from reproduce.evaluation.likeness import LIKENESS, load_likeness
 from reproduce.evaluation.metrics import METRICS, WITHIN_PROMPTS, Frechet, Metric, load_metrics
-from reproduce.evaluation.scores import evaluate
+from reproduce.evaluation.scores import array, evaluate
 from reproduce.harness import targets
 from reproduce.harness.declare import Prompts, Row, Sampled, Table, World
+from reproduce.harness.protocol import margin
 from reproduce.recipes import make_config, values
 from reproduce.train_distill import DistillConfig
 from reproduce.train_offline import OfflineConfig
@@ -59,6 +60,7 @@ JUDGING = ("teacher", "vae", "text_encoder", "eye")  # networks that draw the pa
 # does and loses a tenth: near t = 999 a prediction is x0 = (x - sqrt(1 - abar) eps) / sqrt(abar), which multiplies the
 # rounding of eps by 15 (RMS error of x0 on the pocket's student: 0.007, and 0.066 in bfloat16).
 EVALUATION = {"pocket": torch.float32, "full": torch.float16}
+AGAIN = (100, 4)  # prompts and pictures of each that a margin is measured on, where a table has one picture a prompt
 LOOPS = {"online": train_online, "offline": train_offline, "distill": train_distill}
 CONFIGS = {"online": OnlineConfig, "offline": OfflineConfig, "distill": DistillConfig}
 
@@ -394,8 +396,10 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     model, clock = row_model(work, row, seed), Clock()
     # The table's model may hold the weights of a row that was evaluated before.
     as_it_is = not (about.method or about.composed or about.sampled)
+    begun_from = any(other.method and other.start == row for other in work.table.rows.values())
+    untrained = begun_from or not (about.method or about.composed)
     with model.reference() if as_it_is else contextlib.nullcontext():
-        cells = evaluate_cells(work, model, path.stem, parts, about.sampled)
+        cells = evaluate_cells(work, model, path.stem, parts, about.sampled, untrained)
     finish(work, row, seed, clock, training, cells)
     if processes().is_main_process:
         remove_parts(parts)
@@ -492,12 +496,16 @@ def composed_model(work: Work, row: str, seed: int) -> LatentModel:
 
 
 def evaluate_cells(
-    work: Work, model: LatentModel, title: str, parts: Path, sampled: Sampled | None = None
+    work: Work, model: LatentModel, title: str, parts: Path, sampled: Sampled | None = None, untrained: bool = False
 ) -> dict[str, dict]:
     """Evaluate a model on each prompt set at each number of steps; at full scale what is done is kept in `parts`.
 
+    Args:
+        untrained: rows are held to this model. Where a prompt has a single picture, some are sampled several times, to
+            tell how much the pictures of a prompt differ: a quarter of that is the margin of claims.
+
     Returns:
-        "<prompt set>-<steps>" -> scores and means.
+        "<prompt set>-<steps>" -> scores, means, and where they were measured apart "margins".
     """
     table, cells, how = work.table, {}, {"eta": sampled.eta} if sampled else {}
     kernel, columns = (sampled.kernel, (sampled.steps,)) if sampled else (table.kernel, table.steps)
@@ -513,6 +521,12 @@ def evaluate_cells(
             found = evaluate(model, kernel, steps, prompts, range(work.pictures), metrics, **kept, **how)
             found["means"] |= costs.get(steps, {})
             cells[f"{name}-{steps}"] = {key: value for key, value in found.items() if key != "prompts"}
+            if untrained and work.pictures == 1:
+                some = {key: metric for key, metric in metrics.items() if not isinstance(metric, Frechet)}
+                kept["folder"] = parts / f"{name}-{steps}-margins" if work.world.scale == "full" else None
+                again = evaluate(model, kernel, steps, prompts[: AGAIN[0]], range(AGAIN[1]), some, **kept, **how)
+                margins = {key: margin(array(scores)) for key, scores in again["scores"].items()}
+                cells[f"{name}-{steps}"]["margins"] = margins
     return cells
 
 

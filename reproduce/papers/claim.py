@@ -19,6 +19,9 @@ class Claim:
     below: str
     steps: int
     prompts: str
+    # The id of the question that it is a part of: the same rows, metric and prompts, the mean over numbers of steps.
+    # None: it asks a primary claim's question again, in another measure.
+    primary: str | None = None
     printed: tuple[float, float] | None = None  # the paper's values of the two rows; None: it prints none
 
 
@@ -39,6 +42,7 @@ class Pattern:
     rewards: tuple[str, ...] = ()
     lower: tuple[str, ...] = ()  # metrics of which less is better: there the row of `below` has the higher value
     but: tuple[dict, ...] = ()  # exceptions, such as {"above": row, "metric": name}: what agrees with one is no claim
+    primary: tuple[str, ...] | None = None  # metrics whose claims are primary; None: all
 
     def claims(self, table: str) -> Iterator[Claim]:
         """Yield the claims, without printed values; their ids begin with the table's name, such as "pso-table2-".
@@ -57,10 +61,15 @@ class Pattern:
                 continue
             claimed = {k: v.replace("*", reward) if isinstance(v, str) else v for k, v in written.items()}
             short = {row: written[row].removesuffix("-*") for row in ("above", "below")}
-            name = self.id.format(**claimed | short, reward=reward)
+            named = claimed | short | {"reward": reward}
+            name, prefix, question = self.id.format(**named), table.replace("_", "-"), None
+            if self.primary is None or written["metric"] in self.primary:
+                # One question is asked at several numbers of steps: its id names none.
+                one = self.id.replace("-{steps}step", "") if len(several(self.steps)) > 1 else self.id
+                question = f"{prefix}-{one.format(**named)}"
             if claimed["metric"] in self.lower:
                 claimed["above"], claimed["below"] = claimed["below"], claimed["above"]
-            yield Claim(f"{table.replace('_', '-')}-{name}", **claimed)
+            yield Claim(f"{prefix}-{name}", **claimed, primary=question)
         for exception in self.but:
             if exception not in used:
                 raise ValueError(f"{table}: the exception {exception} leaves no claim out; correct it or take it away")

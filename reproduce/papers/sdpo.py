@@ -108,6 +108,7 @@ CLAIMS = {
                 rewards=("aesthetic", "imagereward", "hps", "pickscore"),
                 lower=("l1", "l2"),
                 but=tuple({"below": "copy-*", "metric": metric} for metric in ("l1", "l2")),
+                primary=("cosine",),  # of standardised rewards L2 is a function of it, and L1 nearly
             ),
         ),
     ),
@@ -160,12 +161,14 @@ CLAIMS = {
             ),
             Pattern(
                 above="sdpo",
-                below=("random", "fixed", "similarity", "interpolation", "copy", "all"),
+                below=("random", "fixed", "similarity", "interpolation", "copy"),
                 metrics="aesthetic-timed",
                 prompts="animals",
                 steps=1,
                 id="{above}-at-one-time-above-{below}-{steps}step",
+                primary=(),
             ),
+            Pattern("sdpo", "all", "aesthetic-timed", "animals", 1, "{above}-at-one-time-above-{below}-{steps}step"),
             Pattern(
                 above="sdpo",
                 below=("gamma-0.9", "gamma-1", "gamma-0", "prompt", "global", "decay-0.9", "decay-1", "reverse")
@@ -175,7 +178,15 @@ CLAIMS = {
                 steps=1,
                 id="{above}-above-{below}-{steps}step",
             ),
-            Pattern("sdpo", "accumulated", "aesthetic-rise", "animals", 1, "{above}-steeper-than-{below}-{steps}step"),
+            Pattern(
+                above="sdpo",
+                below="accumulated",
+                metrics="aesthetic-rise",
+                prompts="animals",
+                steps=1,
+                id="{above}-steeper-than-{below}-{steps}step",
+                primary=(),
+            ),
         ),
     ),
     "sdpo_instability": TableClaims(
