@@ -155,8 +155,8 @@ class Scores:
             return row
         if about.method and about.start in self.table.rows:
             return about.start
-        models = ((name, other) for name, other in self.table.rows.items() if not trained(other) and not other.elsewhere)
-        return next((name for name, other in models if other.sampled == about.sampled), None)
+        models = {name: other for name, other in self.table.rows.items() if not trained(other) and not other.elsewhere}
+        return next((name for name, other in models.items() if other.sampled == about.sampled), None)
 
     def margin(self, row: str, metric: str, prompts: str, steps: Sequence[int]) -> float | None:
         """Return the margin of a metric by an untrained row, the mean over numbers of steps; None: it is not known."""
@@ -233,7 +233,8 @@ class Scores:
             steps = self.table.steps[:1] if self.table.rows[row].sampled else self.table.steps
             if not before or not all(self.cells(name, prompts, steps[0]) for name in (row, before)):
                 continue
-            aims = self.aims(row, prompts)
+            if not (aims := self.aims(row, prompts)):
+                continue
             rises = {metric: self.rise(row, metric, prompts, steps) for metric in aims}
             lower = [-1 if (c := self.table.metrics.get(m)) and c.lower else 1 for m in aims]
             ends = [self.difference((row, before), metric, prompts, steps).mean((1, 2)) for metric in aims]

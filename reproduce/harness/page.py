@@ -36,15 +36,16 @@ from reproduce.training.methods import METHODS
 ELSEWHERE = "not part of this project"
 ONE_SEED = (
     "**One training seed a row.** The intervals are over prompts and pictures alone: they say how sure a difference "
-    "of these runs is, not whether another seed would show it. So no comparison of trained rows is decided."
+    "of these runs is, not whether another seed would show it. So no claim about a trained row is decided."
 )
 DECIDED = (
     "*equivalent* when the 90% interval lies inside the margin, a quarter of the untrained model's standard deviation "
-    "within a prompt, *inconclusive* otherwise, with the number of training seeds that would decide it, estimated."
+    "within a prompt, and *inconclusive* otherwise"
 )
 TRAINED = (
-    " A comparison of two trained rows is *not learned* where neither rose above the untrained model by the margin, "
-    "and *one seed* where a row has a single training seed."
+    ", with the number of training seeds that would decide it, estimated. A comparison of two trained rows is *not "
+    "learned* where neither rose above the untrained model by the margin. A claim about a row with a single training "
+    "seed is *one seed*."
 )
 CORRECTED = (
     " Over all claims of the paper the false discovery rate is held at 5%: a status is the one after that correction, "
@@ -94,7 +95,7 @@ def introduction(table: Table, result: dict | None, scale: str) -> list[str]:
     decided = (
         "A claim is *reproduced* when the 95% interval of its paired difference, over "
         f"{'training seeds, ' * (seeds > 1)}prompts and pictures, lies above 0, *contradicted* when it lies below, "
-        f"{DECIDED}{TRAINED * (seeds > 0)}{CORRECTED}"
+        f"{DECIDED}{TRAINED if seeds else '.'}{CORRECTED}"
     )
     claims = PAPERS[table.name]
     return [

@@ -73,7 +73,7 @@ def primary(table: Table, result: dict | None) -> str:
                 worded(about),
             ]
         )
-    several = max(len(parts) for parts in primary_claims(claims_of(table)).values())
+    several = max((len(parts) for parts in primary_claims(claims_of(table)).values()), default=1)
     what = ", the mean over numbers of steps; the claims for each number stand below" if several > 1 else ""
     header = ["claim", "metric", "difference [95%]", "margin", "by itself", "within the paper"]
     return f"## Primary claims\n\nOne for each pair of rows and metric{what}.\n\n{markdown_table(header, body)}"

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from fsalign_lib.metrics.statistics import Interval
 from reproduce import pso_table2, sdpo_ablations
 from reproduce.common.provenance import ROOT
-from reproduce.harness import claims
-from reproduce.harness.claims import PAPERS, claims_of, read_claims
+from reproduce.harness.claims import PAPERS, claims_of, primary_claims, read_claims
 from reproduce.harness.command import at_scale
 from reproduce.papers import claim as papers_claim
 from reproduce.papers.claim import Pattern, TableClaims
@@ -57,6 +55,47 @@ def test_there_are_501_claims():
 def test_ids_are_what_they_were(name):
     ids = [claim.id for claim in read_claims(name)]
     assert (len(ids), hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]) == KNOWN[name]
+
+
+# How many claims of a table are primary, and how many numbers of steps each is the mean of.
+PRIMARY = {
+    "pso_table1": (40, {1}),
+    "pso_table2": (22, {2}),
+    "pso_table3": (47, {1}),
+    "pso_table4": (6, {1}),
+    "pso_style": (8, {1}),
+    "pso_ablations": (44, {1}),
+    "sdpo_table1": (16, {4}),
+    "sdpo_table3": (20, {1}),
+    "sdpo_curves": (18, {1, 5}),
+    "sdpo_ablations": (16, {1}),
+    "sdpo_instability": (7, {1}),
+    "sdpo_lcm": (2, {1}),
+    "dipp_table1": (30, {1}),
+    "distar_table1": (40, {1}),
+    "distar_table2": (24, {1}),
+    "distar_table3": (6, {1}),
+    "distar_pareto": (9, {1}),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_primary_claim_is_one_pair_of_rows_and_metric_over_numbers_of_steps(name):
+    found = primary_claims(read_claims(name))
+    assert (len(found), {len(parts) for parts in found.values()}) == PRIMARY[name]
+    asked = [(c.above, c.below, c.metric, c.prompts) for parts in found.values() for c in parts[:1]]
+    assert len(set(asked)) == len(asked), "each question once"
+    for primary, parts in found.items():
+        assert len({(c.above, c.below, c.metric, c.prompts) for c in parts}) == 1
+        assert len({c.steps for c in parts}) == len(parts)
+        assert (primary == parts[0].id) if len(parts) == 1 else all(primary != c.id for c in parts)
+
+
+def test_what_asks_again_in_another_measure_is_not_primary():
+    secondary = {c.metric for name in KNOWN for c in read_claims(name) if c.primary is None}
+    assert secondary == {"l1", "l2", "aesthetic-timed", "aesthetic-rise", "style-distance-rise"}
+    (timed,) = [c for c in read_claims("sdpo_ablations") if c.metric == "aesthetic-timed" and c.primary]
+    assert timed.below == "all", "which has no claim but that one"
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -210,6 +249,13 @@ def test_a_star_is_the_reward_and_is_left_out_of_ids():
     ]
 
 
+def test_a_primary_claim_has_the_pattern_s_id_without_steps():
+    found = expand(Pattern("a", "b", ("x", "y"), "p", (4, 1), primary=("x",)))
+    assert [c.primary for c in found] == ["none-such-a-above-b-x-p"] * 2 + [None] * 2
+    (alone,) = expand(Pattern("a", "b", "x", "p", 4))
+    assert alone.primary == alone.id == "none-such-a-above-b-x-4step-p"
+
+
 def test_of_a_lower_metric_the_other_row_is_above():
     up, down = expand(Pattern("a", "b", ("x", "distance"), "p", 1, lower=("distance",)))
     assert (up.above, up.below) == ("a", "b") and (down.above, down.below) == ("b", "a")
@@ -262,20 +308,3 @@ def test_a_claim_about_what_the_table_lacks_is_refused(change, message, monkeypa
     monkeypatch.setitem(PAPERS, "pso_table2", TableClaims("source", "words", (pattern,)))
     with pytest.raises(ValueError, match=message):
         claims_of(pso_table2.TABLE)
-
-
-# how they are decided
-
-
-@pytest.mark.parametrize(
-    "interval,expected",
-    [
-        (Interval(0.2, 0.1, 0.3), "reproduced"),
-        (Interval(-0.2, -0.3, -0.1), "contradicted"),
-        (Interval(0.2, -0.1, 0.5), "inconclusive"),
-        (Interval(0.0, 0.0, 0.0), "inconclusive"),
-        (None, "not run"),
-    ],
-)
-def test_status(interval, expected):
-    assert claims.status(interval) == expected
