@@ -17,8 +17,9 @@ def config(tmp_path):
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory):
-    """The settings of a run and its plan."""
+    """The settings of a run, with adapters in float32 beside bfloat16, and its plan."""
     settings = full_size.settings("tiny", "pso-online", tmp_path_factory.mktemp("online"))
+    settings = dataclasses.replace(settings, dtype="bfloat16", mixed_precision="no")
     return settings, full_size.plan(settings, tiny=True, cuda=False)
 
 
