@@ -30,7 +30,7 @@ from reproduce.common.cli import command_line, positive, processes
 from reproduce.common.files import claim, last_checkpoint, plain, remove_parts, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.common.shards import Chunks
-from reproduce.data.prompt_sets import read_prompts
+from reproduce.data.prompt_sets import read_prompts, warn_of_cut
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -154,6 +154,8 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
         positive(c, "threads")
         torch.set_num_threads(c.threads)
     model = model or load(c.model, getattr(torch, c.dtype))
+    for some in prompts.values():
+        warn_of_cut(model, some)
     state = processes()
     model.to(state.device)
     metrics = metrics or load_metrics(c.metrics, model.device, c.scale, _unread if c.reference else None)

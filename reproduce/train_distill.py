@@ -48,7 +48,7 @@ from fsalign_lib.rewards.jpeg import JPEGReward
 from fsalign_lib.rollout import seeded_noise
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.common.files import digest, last_checkpoint
-from reproduce.data.prompt_sets import read_prompts
+from reproduce.data.prompt_sets import read_prompts, warn_of_cut
 from reproduce.training.config import KEPT_PROMPTS, RewardFunction, TrainConfig, parse_training
 from reproduce.training.ema import Average
 from reproduce.training.methods import METHODS, Matched, find
@@ -193,6 +193,7 @@ def prepare(
     if model is None:
         model = teacher if config.model == config.teacher else load_model(config)
     trio = build_trio(model, teacher, config.training, config.rank, config.alpha, config.seed)
+    warn_of_cut(trio.student, prompts)
     kernel = one_step(config, trio.student)
     if config.reward is not None and reward is None:
         reward = load_reward(config.reward, scale=config.scale)

@@ -34,6 +34,7 @@ from fsalign_lib.rollout import rollout, seeded_noise, step_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.common.files import digest
 from reproduce.data.pairs import PairLatents, read_latents
+from reproduce.data.prompt_sets import warn_of_cut
 from reproduce.training.config import KEPT_PROMPTS, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Errors, find
 from reproduce.training.run import Run, check_divides, check_training, epoch_rows, kept, load_model, training_kernel
@@ -112,6 +113,7 @@ def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
     kernel = training_kernel(config, model)
     run = Run(config, model)  # checks its settings and folder, so before the pictures are encoded
     prompts, latents = read_latents(config.pairs, model, config.resize, run.accelerator, spare=config.out)
+    warn_of_cut(model, prompts)
     run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}", pictures=latents.digest())
     if "losers" in needs and latents.places.shape[1] == 1:
         raise ValueError(f"method {config.method} needs pairs, and {config.pairs} has no pairs.jsonl: build some")

@@ -33,7 +33,7 @@ from fsalign_lib.rewards import load_reward
 from fsalign_lib.rollout import rollout, seeded_noise, transition_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.common.files import digest
-from reproduce.data.prompt_sets import read_prompts
+from reproduce.data.prompt_sets import read_prompts, warn_of_cut
 from reproduce.training.config import RewardFunction, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Rollouts, find, sums_steps
 from reproduce.training.run import Run, check_divides, check_training, epoch_rows, kept, load_model, training_kernel
@@ -144,6 +144,7 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
     if config.threads:
         torch.set_num_threads(config.threads)
     model = model or load_model(config)
+    warn_of_cut(model, prompts)
     kernel = training_kernel(config, model)
     for one in [kernel, *(model.sampler(steps, config.kernel) for steps in config.mixed_steps)]:
         check_settings(config, one)

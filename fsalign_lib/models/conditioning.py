@@ -77,6 +77,14 @@ def _tokens(tokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
     return tokens.input_ids.to(device)
 
 
+def too_long(text: "ClipText | TwoClipText | T5Text", prompts: Sequence[str]) -> tuple[list[str], int]:
+    """Return the prompts that a text encoder cuts off, and how many tokens it takes."""
+    tokenizer = text.components()["tokenizer"]
+    limit = getattr(text, "length", tokenizer.model_max_length)
+    tokens = tokenizer(list(prompts), verbose=False).input_ids
+    return [prompt for prompt, ids in zip(prompts, tokens, strict=True) if len(ids) > limit], limit
+
+
 class ClipText:
     """Encode prompts with one CLIP text encoder, as Stable Diffusion does."""
 

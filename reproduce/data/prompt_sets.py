@@ -6,23 +6,29 @@ Nothing is downloaded. A set lies below the data folder, which the environment v
 argument `folder`), under the path that its row says, in the format in which it was published.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fsalign_lib.pocket import captions
 from reproduce.common.files import writable_folder, write_bytes
 from reproduce.data.texts import caption_file, checked, parquet_files, parquet_rows, records, texts
 
+if TYPE_CHECKING:
+    from fsalign_lib.models.latent_model import LatentModel
+
 POCKET = ("animals", "train", "test-pickapic", "test-heldout", "concept")
+LOOKED_AT = 10_000  # prompts whose tokens are counted, of millions
 CAPTIONS = ("prompt", "Prompt", "caption", "text", "TEXT", "txt")  # columns that hold what is wanted
 
 
@@ -375,6 +381,17 @@ def published(name: str, folder: Path | str | None) -> Iterator[str]:
     if known.count and len(whole) != known.count:
         warnings.warn(f"{name} has {len(whole)} prompts here and {known.count} as published", stacklevel=2)
     yield from whole
+
+
+def warn_of_cut(model: LatentModel, prompts: Sequence[str]) -> None:
+    """Say how many prompts are longer than the model's text encoder takes, of the first LOOKED_AT."""
+    from fsalign_lib.models.conditioning import too_long
+
+    some = prompts[:LOOKED_AT]
+    cut, limit = too_long(model.text, some)
+    if cut:
+        told = f"{len(cut)} of {len(some)} prompts are longer than the {limit} tokens that {model.name} reads"
+        warnings.warn(f"{told}, and cut off there: {cut[0]!r}", stacklevel=2)
 
 
 def prompt_sets() -> str:

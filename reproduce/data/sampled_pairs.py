@@ -23,7 +23,7 @@ from reproduce.common.files import claim, plain, release, writable_folder
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data.pair_folder import PairFolder, refuse_finished
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
-from reproduce.data.prompt_sets import read_prompts
+from reproduce.data.prompt_sets import read_prompts, warn_of_cut
 
 Utility = Callable[[Tensor, Sequence[str]], Tensor]  # pictures in [0, 1], prompts -> (B,)
 
@@ -60,6 +60,7 @@ def prepare(
     full = isinstance(config, FullPairConfig)
     prompts = read_prompts(config.prompts, config.data if full else None)
     model = model or load(config.model, **({"dtype": getattr(torch, config.dtype)} if full else {}))
+    warn_of_cut(model, prompts)
     build_kernel("ddim", model.schedule, config.steps)
     if full:
         model.to(processes().device)

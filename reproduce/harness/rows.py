@@ -29,11 +29,11 @@ from fsalign_lib.models.presets import PRESETS
 from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
 from reproduce import train_distill, train_offline, train_online
-from reproduce.common.cli import processes, seen
-from reproduce.common.files import last_checkpoint, plain, remove_parts, writable_folder, write_json
+from reproduce.common.cli import processes, refusals, seen
+from reproduce.common.files import last_checkpoint, plain, remove_parts, sha256, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data import sampled_pairs
-from reproduce.data.prompt_sets import SUBJECT_PROMPTS, data_folder, read_prompts
+from reproduce.data.prompt_sets import SUBJECT_PROMPTS, data_folder, read_prompts, warn_of_cut
 from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.evaluation.cost import COSTS, sampling_cost
 from reproduce.evaluation.likeness import LIKENESS, load_likeness
@@ -104,11 +104,16 @@ def prepare(table: Table, world: World, folder: Path, threads: int | None) -> Wo
     names = scored_names(table, world.scale, world.pictures or table.pictures[world.scale])
     sets = {name: prompt_set(some, world) for name, some in table.prompts.items()}
     prompts = {name: read_prompts(some)[: world.prompts] for name, some in sets.items()}
+    for some in prompts.values():
+        warn_of_cut(model, some)
     metrics = load_table_metrics(table, world, folder, names, model)
     weights = {}
     if world.scale == "pocket":
         more = {"hps"} & set(names) | ({"selfsup"} if "dino" in names else set())
         weights = {name: digest(WEIGHTS / name) for name in (*NETWORKS, *sorted(more))}
+    elif "fid" in metrics:
+        given = {name: some.statistics for name, some in table.prompts.items() if some.statistics}
+        weights = {f"fid of {name}": sha256(data_folder() / path)[:12] for name, path in given.items()}
     work = Work(table, world, folder, threads, model, metrics, prompts, weights)
     for row in table.rows:
         for seed in row_seeds(table, row):
@@ -152,7 +157,8 @@ def load_table_metrics(
     if like:
         pictures = None
         if table.own.targets:
-            pictures = targets.read_targets(targets.table_targets(table, world, folder), model.image_size)
+            there = targets.table_targets(table, world, folder)
+            pictures = targets.read_targets(there, model.image_size, spare=folder / "targets")
         found |= load_likeness(like, pictures, device, world.scale)
     return {name: found[name] for name in names}
 
@@ -426,7 +432,9 @@ def train(work: Work, row: str, seed: int) -> None:
         else:
             make_pairs(work)
     loop = LOOPS[METHODS[config.method].loop]
-    loop.run(loop.prepare(config))
+    with refusals():  # of pairs or pictures that somebody brought
+        setup = loop.prepare(config)
+    loop.run(setup)
 
 
 def make_pairs(work: Work) -> None:

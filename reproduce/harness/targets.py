@@ -28,10 +28,10 @@ from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.pocket import captions, concept
 from fsalign_lib.pocket.render import render
 from reproduce.common.cli import processes, seen
-from reproduce.common.files import remove_parts, write_text
+from reproduce.common.files import remove_parts, sha256, write_text
 from reproduce.common.shards import in_chunks
 from reproduce.data.pictures import read_picture
-from reproduce.data.prompt_sets import SUBJECTS, find, read_pictures, subject_prompts
+from reproduce.data.prompt_sets import SUBJECTS, data_folder, find, read_pictures, subject_prompts
 from reproduce.evaluation.scores import sample
 from reproduce.harness.declare import Table, World
 from reproduce.training.methods import METHODS
@@ -106,8 +106,14 @@ def write_pictures(folder: Path, images: Tensor, texts: list[str]) -> None:
 
 
 def build_targets(name: str, folder: Path, some: Targets) -> None:
-    """Draw a pocket set, or copy a subject's pictures, unless that is done; a style of full scale stays where it is."""
+    """Draw a pocket set, or copy a subject's pictures, unless that is done; a style of full scale stays where it is.
+
+    Raises:
+        ValueError: a subject's pictures are others than those that were copied.
+    """
     if (folder / "metadata.jsonl").exists() or name == "pokemon":
+        if name == "dreambooth" and data_folder() is not None:
+            _same_pictures(find(name)[0] / some.subject, folder, some)
         return
     generator = torch.Generator().manual_seed(0)
     if name == "chalk":
@@ -125,14 +131,28 @@ def build_targets(name: str, folder: Path, some: Targets) -> None:
         write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
 
 
+def _same_pictures(source: Path, folder: Path, some: Targets) -> None:
+    for path, _ in read_pictures(source, some.prompt)[: some.count]:
+        copy = folder / path.name
+        if not copy.is_file() or sha256(copy) != sha256(path):
+            raise ValueError(
+                f"{path} is another picture than the table was begun with, {copy}: put that one back, or choose "
+                "another --work"
+            )
+
+
 def picture_folder(name: str, folder: Path) -> Path:
     """Return the folder in which the pictures of a set lie."""
     return find(name)[0] if name == "pokemon" else folder
 
 
-def read_targets(folder: Path, size: int) -> Tensor:
-    """Read the first pictures of a folder, fitted to a size, in [0, 1].  # (N, 3, size, size)"""
-    paths = [path for path, _ in read_pictures(folder)][:READ]
+def read_targets(folder: Path, size: int, spare: Path | None = None) -> Tensor:
+    """Read the first pictures of a folder, fitted to a size, in [0, 1].  # (N, 3, size, size)
+
+    Args:
+        spare: where they are unpacked from parquet files, if the folder cannot be written to.
+    """
+    paths = [path for path, _ in read_pictures(folder, spare=spare)][:READ]
     return torch.stack([read_picture(path, size, resize=True) for path in paths]).float() / 255
 
 

@@ -6,15 +6,19 @@ import json
 import random
 import struct
 import tarfile
+import warnings
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from fsalign_lib.models.conditioning import ClipText, T5Text
 from reproduce.data.pairs import read_rows
-from reproduce.data.prompt_sets import CAPTIONS, read_pictures, read_prompts
+from reproduce.data.prompt_sets import CAPTIONS, read_pictures, read_prompts, warn_of_cut
 from reproduce.data.texts import texts
+from tests import tiny
 
 BOM = b"\xef\xbb\xbf"
 
@@ -228,6 +232,20 @@ def test_what_is_repeated_is_said(read, tmp_path):
         assert read("a.txt", "a cat\na dog\na cat\na cat") == ["a cat", "a dog", "a cat", "a cat"]
     with pytest.warns(UserWarning, match="a.txt repeats 2 of its 4 prompts, such as 'a cat': each is taken once"):
         assert read_prompts(str(tmp_path / "a.txt"), once=True) == ["a cat", "a dog"]
+
+
+def test_what_the_encoder_cuts_off_is_said():
+    """At the length that is cut: 8 tokens of the tiny tokenizer are 6 letters between two marks."""
+    model = SimpleNamespace(name="tiny", text=ClipText(None, tiny.tokenizer()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_cut(model, ["abcdef", "a cat", ""])
+    told = "2 of 3 prompts are longer than the 8 tokens that tiny reads, and cut off there: 'abcdefg'"
+    with pytest.warns(UserWarning, match=told):
+        warn_of_cut(model, ["a cat", "abcdefg", "a" * 100])
+    model.text = T5Text(None, tiny.tokenizer())
+    with pytest.warns(UserWarning, match="1 of 2 prompts are longer than the 120 tokens"):
+        warn_of_cut(model, ["a" * 118, "a" * 119])
 
 
 # pairs.jsonl and metadata.jsonl

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from fsalign_lib.pocket import concept, selfsup
 from fsalign_lib.pocket.captions import ANIMALS, Fact, caption, parse
@@ -186,3 +187,23 @@ def test_the_encoder_gives_unit_features_that_turn_little_with_the_hue():
     assert ((z @ same.T).argmax(1) == torch.arange(8)).float().mean() > 0.7
     with pytest.raises(ValueError, match="unknown scale"):
         load_image_encoder("huge")
+
+
+def test_a_subject_whose_pictures_were_replaced(tmp_path, monkeypatch):
+    """The table learns from copies; what the set holds under their names later is not silently another subject."""
+    monkeypatch.setenv("FSALIGN_DATA", str(tmp_path))
+    source, copies = tmp_path / "dreambooth/dataset/dog", tmp_path / "targets"
+    source.mkdir(parents=True)
+    for number, color in enumerate(("red", "lime")):
+        Image.new("RGB", (8, 8), color).save(source / f"{number}.png")
+    some = targets.SETS["dreambooth"]
+    targets.build_targets("dreambooth", copies, some)
+    targets.build_targets("dreambooth", copies, some)
+    assert [path.read_bytes() for path, _ in read_pictures(copies)] == [
+        p.read_bytes() for p in sorted(source.iterdir())
+    ]
+    Image.new("RGB", (8, 8), "blue").save(source / "1.png")
+    with pytest.raises(
+        ValueError, match=r"dog/1.png is another picture than the table was begun with, .*targets/1.png"
+    ):
+        targets.build_targets("dreambooth", copies, some)
