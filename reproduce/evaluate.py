@@ -69,7 +69,7 @@ class EvaluateConfig:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """dtype of the model; None: the one that the checkpoint was trained in, or float32. The metrics are in float32."""
     batch: int | None = None
-    """Pictures at a time, about; None: 64 at pocket scale, 8 at full scale."""
+    """Pictures at a time, about; None: what 8 GB decode, at most 64 (see LatentModel.pictures_at_once)."""
     images: Literal["drop", "keep"] = "drop"
     """Keep the pictures in <out>.pictures."""
     format: Literal["png", "jpeg"] = "png"
@@ -121,13 +121,12 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
     for option, value in (("model", model), ("prompts", prompts)):
         if value is None:
             raise ValueError(f"--scale {config.scale} has no {option} of its own: say what to score with --{option}")
-    batch = {"pocket": 64, "full": 8}[config.scale] if config.batch is None else config.batch
     steps, dtype = tuple(dict.fromkeys(config.steps)), config.dtype
     if dtype is None and config.checkpoint is not None:
         about = (last_checkpoint(config.checkpoint) or config.checkpoint) / "trained.json"
         dtype = json.loads(about.read_text()).get("dtype") if about.exists() else None
     dtype = dtype or "float32"
-    return replace(config, model=model, prompts=prompts, metrics=names, batch=batch, steps=steps, dtype=dtype)
+    return replace(config, model=model, prompts=prompts, metrics=names, steps=steps, dtype=dtype)
 
 
 def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: Metrics | None = None) -> Setup:
@@ -138,10 +137,10 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
     from fsalign_lib.models.load import load
     from reproduce.evaluation.folder_reference import FolderReference, picture_paths
     from reproduce.evaluation.metrics import load_metrics
-    from reproduce.evaluation.scores import check
+    from reproduce.evaluation.scores import at_once, check
 
     c = resolved(config)
-    positive(c, "seeds", "batch")
+    positive(c, "seeds", *(["batch"] if c.batch is not None else []))
     # A prompt and a seed give one picture: a prompt that is repeated would give it again.
     prompts = {name: read_prompts(name, once=True) for name in c.prompts}
     for some in prompts.values():
@@ -156,6 +155,7 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
     model = model or load(c.model, getattr(torch, c.dtype))
     for some in prompts.values():
         warn_of_cut(model, some)
+    c = replace(c, batch=c.batch or at_once(model))
     state = processes()
     model.to(state.device)
     metrics = metrics or load_metrics(c.metrics, model.device, c.scale, _unread if c.reference else None)
@@ -191,7 +191,7 @@ def cells(c: EvaluateConfig, prompts: dict[str, list[str]]) -> Iterator[Cell]:
             for base in (False, True) if c.checkpoint is not None else (False,):
                 title = re.sub(r"[^\w-]+", "-", Path(name).stem)[:40]  # a file's name may be anything
                 title = f"{place}-{title}-{steps}{'-base' * base}"
-                chunks = Chunks(parts_folder(c.out) / title, -(-len(some) // at_once(c)))
+                chunks = Chunks(parts_folder(c.out) / title, -(-len(some) // prompts_at_once(c)))
                 yield Cell(title, name, some, steps, base, chunks)
 
 
@@ -205,7 +205,7 @@ def pictures_folder(out: Path) -> Path:
     return out.with_suffix(".pictures")
 
 
-def at_once(c: EvaluateConfig) -> int:
+def prompts_at_once(c: EvaluateConfig) -> int:
     """Return the prompts in a chunk, the same for any number of processes."""
     return max(1, c.batch // c.seeds)
 
@@ -249,8 +249,8 @@ def compute(setup: Setup, cell: Cell, index: int) -> dict[str, Tensor]:
 
     c, model = setup.config, setup.model
     forget(model, setup.metrics)
-    first = index * at_once(c)
-    prompts = cell.prompts[first : first + at_once(c)]
+    first = index * prompts_at_once(c)
+    prompts = cell.prompts[first : first + prompts_at_once(c)]
     with model.reference() if cell.base else contextlib.nullcontext():
         images = sample(model, c.kernel, cell.steps, prompts, range(c.seeds))
     if c.images == "keep":

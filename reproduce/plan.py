@@ -1,13 +1,12 @@
-"""Tell what the rows of a table take on GPUs, before one is rented: parameters trained, memory, FLOPs, hours.
+"""Tell what the rows of a table take on GPUs as they run, before one is rented: memory, FLOPs, GPU hours.
 
 python reproduce/plan.py pso_table2                                # the papers' scale, on 8 H100
-python reproduce/plan.py pso_table2 --gpu RTX4090 --count 1 --row online
-python reproduce/plan.py pso_table2 --training full --optimizer adamw8bit --json
-python reproduce/plan.py distar_table2 --row distar --model sdxl --training lora --gpu RTX4090 --count 1
+python reproduce/plan.py pso_table2 --gpu RTX4090 --count 1 --row online --set online.micro_batch=1
+python reproduce/plan.py distar_table2 --fsdp --json
+python reproduce/plan.py --ledger                                  # GPU hours of every table
 
-Needs no GPU and no weights. Each line gives the largest micro-batch (with the pairs sampled at a time) that fits a
-card, the peak of memory there, and the hours of one run. The settings have the names that train_online.py,
-train_offline.py and train_distill.py give them. A GB is 2^30 bytes.
+Needs no GPU and no weights. The plan has the settings that the table's script runs with, and chooses none; --set takes
+the same settings as there. A GB is 2^30 bytes.
 """
 
 import json
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from fsalign_lib.models.presets import PRESETS
 from reproduce.common.cli import command_line
 from reproduce.common.files import plain
 from reproduce.harness.command import at_scale
@@ -30,93 +28,114 @@ from reproduce import pso_ablations, pso_style, pso_table1, pso_table2, pso_tabl
 from reproduce import sdpo_ablations, sdpo_curves, sdpo_instability, sdpo_lcm, sdpo_table1, sdpo_table3  # isort: skip
 
 if TYPE_CHECKING:
-    from reproduce.training.config import TrainConfig
+    from reproduce.planner.report import Planned, Planner
 
 MODULES = (
-    *(dipp_table1, distar_pareto, distar_table1, distar_table2, distar_table3),
-    *(pso_ablations, pso_style, pso_table1, pso_table2, pso_table3, pso_table4),
-    *(sdpo_ablations, sdpo_curves, sdpo_instability, sdpo_lcm, sdpo_table1, sdpo_table3),
+    *(pso_table1, pso_table2, pso_table3, pso_table4, pso_style, pso_ablations),
+    *(sdpo_table1, sdpo_table3, sdpo_curves, sdpo_ablations, sdpo_instability, sdpo_lcm),
+    *(dipp_table1, distar_table1, distar_table2, distar_table3, distar_pareto),
 )
 TABLES: dict[str, Table] = {module.TABLE.name: module.TABLE for module in MODULES}
+# H100 hours of all training seeds before the plan read the settings that run: the planner of 2026-11-25, of training
+# alone, at the recipes' checkpointing; what fitted no card is in them.
+BEFORE = {"sdpo": 6_700, "distar": 21_000}
 
 
 @dataclass(kw_only=True)
 class PlanConfig(Machine):
-    """Plan the rows of a table."""
+    """Plan the rows of a table, or the hours of all tables."""
 
-    table: Annotated[str, tyro.conf.Positional]
+    table: Annotated[str | None, tyro.conf.Positional] = None
     """Its script's name, such as pso_table2."""
+    ledger: bool = False
+    """Print the GPU hours of every table; trainings that tables share are counted where the first needs them."""
     row: tuple[str, ...] = ()
     """Rows of the table; none: all."""
     scale: Literal["pocket", "full"] = "full"
-    model: str | None = None
-    """Where the rows start; None: where the table says. In distillation the teacher itself: with adapters, student,
-    assistant and teacher then share one frozen network."""
-    training: Literal["lora", "full"] | None = None
-    """None: the recipe's."""
-    optimizer: Literal["adamw", "adamw8bit"] | None = None
-    """None: the recipe's."""
-    vae_slicing: bool = False
-    """Encode and decode a picture at a time, also where the recipe does not."""
+    given: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = ()
+    """A setting in the place of the rows' own (see harness/overrides.py)."""
     json: bool = False
 
 
 @dataclass
 class Plan:
-    """Hold a plan to be made: the settings asked for, the table, and its rows' training settings, all checked."""
+    """Hold a plan to be made: what was asked for, and what the rows of each table run."""
 
     config: PlanConfig
-    table: Table
-    rows: "dict[str, TrainConfig]"
+    rows: "dict[str, dict[str, Planned]]"
 
 
 def prepare(config: PlanConfig) -> Plan:
     """Raise a ValueError for what is wrong with the call."""
-    from reproduce.harness.dry_run import trained_rows
+    from reproduce.harness.overrides import override
+    from reproduce.harness.planned import planned
     from reproduce.planner import report
 
-    if config.table not in TABLES:
-        raise ValueError(f"unknown table {config.table!r}: choose from {', '.join(TABLES)}")
-    if config.model and config.model not in PRESETS:
-        raise ValueError(f"unknown model {config.model!r}: choose from {', '.join(PRESETS)}")
-    table = at_scale(TABLES[config.table], config.scale)
-    rows = trained_rows(table, config.scale)
-    if not rows:
-        raise ValueError(f"{table.name} trains nothing, so there is nothing to plan")
+    if (config.table is None) != config.ledger or config.table not in (None, *TABLES):
+        raise ValueError(f"unknown table {config.table!r}: choose from {', '.join(TABLES)}, or give --ledger")
+    named(config.gpu)
+    if config.ledger:
+        report.check(config, {})
+        return Plan(config, {name: planned(at_scale(table, "full"), "full") for name, table in TABLES.items()})
+    table, apart = override(at_scale(TABLES[config.table], config.scale), config.scale, config.given)
+    rows = planned(table, config.scale, apart)
     for name in config.row:
         if name not in rows:
-            why = "is the model as it is, and takes no training" if name in table.rows else "is unknown"
-            raise ValueError(f"row {name!r} of {table.name} {why}: choose from {', '.join(rows)}")
-    rows = {name: asked(config, rows[name]) for name in config.row or rows}
+            raise ValueError(f"row {name!r} of {table.name} is unknown: choose from {', '.join(rows)}")
+    rows = {name: rows[name] for name in config.row or rows}
     report.check(config, rows)
-    return Plan(config, table, rows)
-
-
-def asked(config: PlanConfig, row: "TrainConfig") -> "TrainConfig":
-    """Return a row's settings, but for what is asked otherwise and what the GPU lacks."""
-    values = {name: getattr(config, name) for name in ("model", "optimizer", "vae_slicing")}
-    row = replace(row, **{name: value for name, value in values.items() if value})
-    if config.training and config.training != row.training:
-        half, lora = config.scale == "full", config.training == "lora"
-        dtype, mixed = ("bfloat16" if lora and half else "float32"), ("bf16" if half and not lora else "no")
-        row = replace(row, training=config.training, dtype=dtype, mixed_precision=mixed)
-    if not named(config.gpu).bf16 and "b" in (row.dtype[0], row.mixed_precision[0]):
-        dtype = "float16" if row.dtype == "bfloat16" else row.dtype
-        row = replace(row, dtype=dtype, mixed_precision="fp16")
-    return row
+    return Plan(config, {table.name: rows})
 
 
 def run(plan: Plan) -> None:
     """Print the plan."""
     from reproduce.planner import report
 
-    c, table, rows = plan.config, plan.table, report.plan_rows(plan.config, plan.rows)
+    c, planner = plan.config, report.Planner(plan.config, plan.config.scale)
+    if c.ledger:
+        return ledger(report.Planner(replace(c, fsdp=True)), plan.rows)
+    [(name, rows)] = plan.rows.items()
+    plans = {row: planner.plan(about) for row, about in rows.items()}
     if c.json:
-        about = {"plan": plain(c), "gpu": asdict(named(c.gpu)), "seeds": len(table.seeds), "rows": rows}
-        print(json.dumps(about, indent=1))
-        return
-    titles = {name: row.title for name, row in (table.own.starts | table.rows).items()}
-    print(report.text(c, f"{table.title}, scale {c.scale}", rows, titles, len(table.seeds)))
+        print(json.dumps({"plan": plain(c), "gpu": asdict(named(c.gpu)), "rows": plans}, indent=1))
+    else:
+        print(report.text(c, f"{TABLES[name].title}, scale {c.scale}", plans))
+
+
+def ledger(planner: "Planner", tables: "dict[str, dict[str, Planned]]") -> None:
+    """Print GPU hours by table and by what they are spent on, each as soon as it is known."""
+    parts, c = ("training", "pictures", "prompts", "pairs encoded"), planner.machine
+    sums, papers, done = dict.fromkeys((*parts, "all"), 0.0), dict.fromkeys(BEFORE, 0.0), set()
+    print(f"{c.gpu} hours, {c.utilisation:g} of the peak reached (assumed); on {c.count}, FSDP for all weights")
+    print(f"{'table':<20}" + "".join(f"{part:>15}" for part in sums) + "  does not fit")
+    for name, rows in tables.items():
+        spent, large = dict.fromkeys(parts, 0.0), []
+        for row, about in rows.items():
+            key = shared_key(name, row)
+            if key in done:
+                about = replace(about, training=None, pictures=() if row == "pairs" else about.pictures)
+            done.add(key)
+            if not about.training and not about.pictures:
+                continue
+            plan = planner.plan(about)
+            large += [] if plan["fits"] else [row]
+            for part, hours in plan["hours"].items():
+                spent[part] += hours
+        spent["all"] = sum(spent.values())
+        for part in sums:
+            sums[part] += spent[part]
+        if (paper := name.partition("_")[0]) in papers:
+            papers[paper] += spent["all"]
+        print(f"{name:<20}" + "".join(f"{spent[part]:>15,.1f}" for part in sums) + f"  {', '.join(large)}", flush=True)
+    print(f"{'all':<20}" + "".join(f"{sums[part]:>15,.1f}" for part in sums))
+    for paper, before in BEFORE.items():
+        print(f"{paper}'s tables: {before:,} before (training alone), {papers[paper]:,.0f} now")
+
+
+def shared_key(table: str, row: str) -> tuple[str, str]:
+    """Name a training, the same for the tables that share it; the pairs are the same for all."""
+    about = (TABLES[table].own.starts | TABLES[table].rows).get(row)
+    return ("", "pairs") if row == "pairs" else (getattr(about, "runs", None) or table, row)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

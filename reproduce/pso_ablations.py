@@ -44,7 +44,10 @@ FULL = {
     "pairs": (128, "PSO App. B.1"),
     "minibatch": (32, "PSO App. B.1"),
     "lr": (1e-5, "PSO App. B.1"),
+    **pso.WIDE["pso-online"],
 }
+# A row of the micro-batch is all steps of a pair where the loss sums over them.
+WHOLE = {"micro_batch": (1, pso.FITS)}
 CHANGED = "own choice: the one change of the row"
 TUNING = "none: twice the lr and a third of the rounds of Table 2, the same in all rows"
 # row -> (title, what differs from the base recipe)
@@ -86,6 +89,8 @@ def row(name: str, title: str, own: dict) -> Row:
     short, full = SHORT, FULL
     if name.startswith("fast"):
         short, full = ({**some, "lr": (some["lr"][0] * 10, CHANGED)} for some in (SHORT, FULL))
+    if "sum_steps" in own:
+        full = full | WHOLE
     return Row(title, "pso-online", CODE | own | short, full=full, tuning=TUNING)
 
 

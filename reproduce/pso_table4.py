@@ -30,6 +30,7 @@ FULL = {
     "updates": (1000, "PSO App. B.3; published PSO code: 400, for the dog 600"),
     "lr": (5e-5, "PSO App. B.3; published PSO code: 2e-4"),
     "resize": (True, "own choice: pictures come in any size"),
+    "micro_batch": (2, "fits H100: plan"),
 }
 EQ6 = {
     "lr": (1e-4, "own tuning at pocket scale"),

@@ -44,6 +44,13 @@ RLCM = {
     "pairs": (32, RLCM_CODE + ": 8 prompts on each of 4 GPUs"),
     "minibatch": (32, RLCM_CODE + ": 2 x 4 on each of 4 GPUs"),
     "snapshot_every": (100, "own choice: points of a curve"),
+    "micro_batch": (4, "fits H100: plan, at 768 px"),
+}
+FITS = {
+    "rebel": {
+        "micro_batch": (1, "fits H100: plan, at 768 px; a row is a whole pair, 16 pictures"),
+        "gradient_checkpointing": (False, "fits H100: plan"),
+    }
 }
 
 
@@ -58,7 +65,10 @@ TABLE = Table(
     name="sdpo_lcm",
     title="SDPO Fig. 12: a latent consistency model",
     rows={"base": Row("base")}
-    | {method: Row(title, method, SHARED | OWN[method], full=RLCM) for method, (title, _) in METHODS.items()},
+    | {
+        method: Row(title, method, SHARED | OWN[method], full=RLCM | FITS.get(method, {}))
+        for method, (title, _) in METHODS.items()
+    },
     prompts=sdpo.ANIMALS,
     steps=(1, 8),
     metrics={"aesthetic": Column("Aesthetic", 3)},

@@ -31,6 +31,7 @@ from reproduce.evaluation.metrics import (
 
 Metrics = Mapping[str, Metric | Frechet | PrecisionRecall]
 
+MOST = 64  # pictures that are sampled and scored together, at most
 EVALUATION = -1  # in the place of the training round in `seeded_noise`
 
 
@@ -66,6 +67,11 @@ def save_pictures(folder: Path, first: int, images: Tensor, suffix: str) -> None
             temporary = path.with_suffix(".part")
             Image.fromarray(picture).save(temporary, format=suffix, **({"quality": 95} if suffix == "jpeg" else {}))
             os.replace(temporary, path)
+
+
+def at_once(model: LatentModel) -> int:
+    """Return how many pictures are sampled, decoded and scored together: as many as the decoder takes, at most 64."""
+    return min(MOST, model.pictures_at_once)
 
 
 def forget(model: LatentModel, metrics: Metrics) -> None:
@@ -168,7 +174,7 @@ def evaluate(
     prompts: Sequence[str],
     seeds: Sequence[int],
     metrics: Sequence[str] | Metrics = DEFAULT_METRICS,
-    batch: int = 64,
+    batch: int | None = None,
     progress: str | None = None,
     folder: Path | None = None,
     eta: float = 1.0,
@@ -178,7 +184,7 @@ def evaluate(
     Args:
         kernel_name: None for the model's own sampler.
         metrics: names of METRICS, or what `load_metrics` returned (to load them once), or functions of your own.
-        batch: pictures at a time, about.
+        batch: pictures at a time, about; None: `at_once`.
         progress: title of a progress bar.
         folder: where to keep what is done: all processes of the launcher share the work, and it goes on where it was
             stopped. Remove it when the result is written.
@@ -196,7 +202,7 @@ def evaluate(
     check(prompts, seeds, metrics)
     if not isinstance(metrics, Mapping):
         metrics = load_metrics(metrics, model.device)
-    size = max(1, batch // len(seeds))  # prompts a chunk
+    size = max(1, (batch or at_once(model)) // len(seeds))  # prompts a chunk
     count = -(-len(prompts) // size)
 
     def part(index: int) -> dict[str, Tensor]:

@@ -58,6 +58,11 @@ class TableConfig:
     given: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = ()
     """A setting in the place of the rows' own, such as online.micro_batch=4, dtype=float32 or targets.subject=cat; may
     be given several times (see harness/overrides.py). One that changes numbers needs its own --out."""
+    gpu: str | None = None
+    """At full scale: the card that the plan is held against before anything is loaded, such as RTX4090 (see
+    planner/gpus.py); None: the one that is here, if there is one."""
+    anyway: bool = False
+    """Go on where the plan says that a row does not fit the card."""
     dry_run: bool = False
     """Print rows, recipes and claims, at full scale also what it takes on 8 H100 (see plan.py), and stop."""
     table_only: bool = False
@@ -82,6 +87,10 @@ def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) ->
         quiet()
         table = with_more_seeds(table, config)
         with interruptions(lambda: kept(config), argv):
+            if config.scale == "full" and config.models == "published" and not (config.anyway or config.table_only):
+                from reproduce.harness import planned
+
+                planned.preflight(table, config.scale, config.apart, config.only, config.gpu)
             work = None if config.table_only else prepare(table, config)
     with failures(), interruptions(lambda: kept(config), argv):
         run(table, config, work)

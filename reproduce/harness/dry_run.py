@@ -1,7 +1,6 @@
 """Print what a table would do: rows, recipes with their sources, data, claims, and at full scale what it takes."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from fsalign_lib.models.hub import REVISIONS
@@ -11,39 +10,29 @@ from reproduce.data.prompt_sets import SETS
 from reproduce.harness import targets
 from reproduce.harness.claims import claims_of
 from reproduce.harness.declare import GIVEN, Row, Table
-from reproduce.harness.rows import CONFIGS, row_of, trained_here, uses_pairs
+from reproduce.harness.planned import NOTHING, planned
+from reproduce.harness.rows import row_of, uses_pairs
 from reproduce.planner.gpus import Machine
-from reproduce.planner.report import divisor, plan_rows, text
-from reproduce.recipes import describe, make_config, recipe, values
-from reproduce.training.config import TrainConfig
+from reproduce.planner.report import Planner, divisor, text
+from reproduce.recipes import describe, recipe
 from reproduce.training.methods import METHODS
 
 
-def run(table: Table, scale: str, apart: Mapping[str, dict] = MappingProxyType({})) -> None:
+def run(table: Table, scale: str, apart: Mapping[str, dict] = NOTHING) -> None:
     """Print a table, as it is at this scale (see command.at_scale).
 
     Args:
         apart: settings of "pairs" and "targets" that the command line gave.
     """
     print(description(table, scale, apart))
-    if scale == "full" and (rows := trained_rows(table, scale)):
+    if scale == "full":
+        rows = planned(table, scale, apart)
         machine = Machine(count=divisor(rows))
-        titles = {name: row.title for name, row in (table.own.starts | table.rows).items()}
-        print("\n" + text(machine, table.title, plan_rows(machine, rows), titles, len(table.seeds)))
+        planner = Planner(machine)
+        print("\n" + text(machine, table.title, {name: planner.plan(row) for name, row in rows.items()}))
 
 
-def trained_rows(table: Table, scale: str) -> dict[str, TrainConfig]:
-    """Return the settings of each row that this table trains, and of those that its rows start from."""
-    rows = {name: row for name, row in (table.own.starts | table.rows).items() if trained_here(table, row)}
-    return {
-        name: make_config(
-            CONFIGS[METHODS[row.method].loop], row.method, scale, **values(own_settings(table, row, scale))
-        )
-        for name, row in rows.items()
-    }
-
-
-def description(table: Table, scale: str, apart: Mapping[str, dict] = MappingProxyType({})) -> str:
+def description(table: Table, scale: str, apart: Mapping[str, dict] = NOTHING) -> str:
     """Return rows, recipes with their sources, and claims, as lines."""
     parts = [f"{table.title}, scale {scale}", f"training seeds {', '.join(map(str, table.seeds))}"]
     sets = (f"{getattr(prompts, scale)} for {prompts.title}" for prompts in table.prompts.values())

@@ -425,12 +425,12 @@ def train(work: Work, row: str, seed: int) -> None:
     if processes().is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "settings.json", {"settings": training_note(work, row, seed)})
-    if isinstance(config, OfflineConfig):
-        if work.table.own.targets:
-            folders = {"pairs": config.pairs, "prior": config.prior}
-            targets.build_samples(work, row, untrained_model(work, row), folders)
-        else:
-            make_pairs(work)
+    if isinstance(config, OfflineConfig) and work.table.own.targets:
+        folders = {"pairs": config.pairs, "prior": config.prior}
+        targets.build_samples(work, row, untrained_model(work, row), folders)
+    work.model.to(torch.device("cpu"))  # makes room for the training; an evaluation takes it back
+    if isinstance(config, OfflineConfig) and not work.table.own.targets:
+        make_pairs(work)
     loop = LOOPS[METHODS[config.method].loop]
     with refusals():  # of pairs or pictures that somebody brought
         setup = loop.prepare(config)

@@ -72,6 +72,8 @@ def row(title: str, method: str, scale: int, source: str = "DI* Table 2", longer
     """
     own, full = POCKET | settings, FULL | SAVED | settings
     none = {"reward": (None, f"{source}: no reward"), "reward_scale": (0.0, f"{source}: no reward")}
+    if not scale:
+        full |= {"gradient_checkpointing": (False, "fits 8 x H100 by FSDP: plan; without a reward to go back through")}
     scaled = f"own choice: the paper's {scale}, by norms of gradients (papers/distar.py)"
     for some, alpha in ((own, (SCALES.get(scale), scaled)), (full, (float(scale), source))):
         some |= {"reward_scale": alpha} if scale else none

@@ -45,6 +45,14 @@ def composed(title: str, lora: dict[str, str]) -> dict[str, Row]:
     return {"pocket": row, "full": replace(row, seeds=DPO["full"].seeds)}
 
 
+# At 1024 px, where a network call takes four times the memory of 512 px, for which the recipes are.
+FITS = "fits H100: plan, at 1024 px"
+WIDE = {
+    "pso-online": {"micro_batch": (2, FITS), "rollout_batch": (8, FITS)},
+    "pso-offline": {"micro_batch": (1, FITS)},
+    "sft": {"micro_batch": (4, FITS)},
+}
+
 ALL = ("pickscore", "clipscore", "imagereward", "aesthetic")
 BOTH = ("pickapic", "parti")
 NAMED = ("pickscore", "imagereward", "aesthetic")  # of online PSO: "the best results in PickScore, ImageReward, and..."

@@ -5,12 +5,15 @@ and ends. It runs at two batch sizes. Its operations are the same at both, and e
 gives the trace, and its peak, at any batch size.
 """
 
+import functools
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +32,7 @@ from reproduce.training.methods import METHODS
 from reproduce.training.run import training_kernel
 
 AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+WRAPPED = 20_000_000  # parameters of a group of layers that FSDP gathers (launch/fsdp.yaml)
 ROWS = 2, 4  # not 1: at batch size 1 some copies are left out
 START = "renoise", (399,)  # of a generator whose start is not at hand; its time does not matter for what it takes
 # Settings that a round's operations do not depend on, or only by their numbers; batch sizes are those of ROWS.
@@ -43,6 +47,7 @@ class MetaRun(Meter):
         spans: (operation, live bytes, what) in order: from there on bytes grow with the rows of "share", a learner's
             micro-batch, or the "whole" batch. asked: learner -> rows of all its updates; first: of the traced one.
         births: (operation, bytes) of gradients.
+        decoding: (operation, pictures) where pictures are decoded without gradient, of which the trace has no bytes.
     """
 
     start = 1  # not 0, whose warm-up is no part of other rounds
@@ -50,7 +55,7 @@ class MetaRun(Meter):
     def __init__(self, learners: dict[str, list[nn.Parameter]], *args):
         super().__init__(*args)
         self.learners, self.spans, self.births = learners, [(0, 0, "whole")], []
-        self.asked, self.first = Counter(), {}
+        self.asked, self.first, self.decoding = Counter(), {}, []
 
     def _enter(self, what: str) -> None:
         self.spans.append((len(self.trace), self.now, what))
@@ -134,7 +139,7 @@ class Networks:
             m.network = partial(self._network, m, m.unet)
             m.frozen_copy = m.frozen_copy and partial(self._network, m, m.frozen_copy)
         self.known = [*chain(*map(held, modules)), *tensors(self.cond), *tensors(self.models[-1].null(1))]
-        model.decode = partial(self._part, "decode", None, model.decode)
+        model.decode = partial(self._decode, model.decode)
         model.vae._decode, model.vae._encode = (partial(self._slice, f) for f in (model.vae._decode, model.vae._encode))
 
     def _part(self, name: str, key: object, function: Callable, *args, **kwargs):
@@ -146,6 +151,24 @@ class Networks:
     def _network(self, model: LatentModel, network: nn.Module, *args, **kwargs):
         part = "reference" if model._in_reference else "rollout"
         return self._part(part, (id(network), model.adapters.active), network, *args, **kwargs)
+
+    def _decode(self, decode: Callable, latents: Tensor, *args):
+        """Decode. Without a gradient that is a few pictures at a time, which no line between two batch sizes tells."""
+        start = len(self.run.trace)
+        out = self._part("decode", None, decode, latents, *args)
+        if not (torch.is_grad_enabled() and latents.requires_grad):
+            del self.run.trace[start:]
+            self.run.trace.append(self.run.now)
+            self.run.decoding.append((start, len(latents)))
+        return out
+
+    @functools.cached_property
+    def decoded(self) -> int:
+        """Return the bytes that one picture takes in the decoder, where nothing is kept for a backward."""
+        self.run, self.sliced = Meter(self.known), set()
+        with torch.no_grad(), accelerated(), self.run:
+            self.model.vae.decode(torch.empty(1, *self.model.latent_shape, dtype=self.model.vae.dtype, device="meta"))
+        return max(self.run.trace)
 
     def _slice(self, function: Callable, pictures: Tensor, **kwargs):
         """Encode or decode; the slices after the first leave no mark in the trace, which must not grow with them."""
@@ -232,6 +255,8 @@ class Round:
         self.rows = {learner: n / ROWS[0] for learner, n in low.first.items()}
         self.updates = {learner: n / low.first[learner] for learner, n in low.asked.items()}
         self.flops = {key: line(low.flops[key], n)[1] for key, n in high.flops.items()}
+        both = zip(low.decoding, high.decoding, strict=True)
+        self.decoding = [(at, line(few, more)) for (at, few), (_, more) in both]
         # With all gradients there before: one that is added to another is freed at once.
         self.there = torch.zeros(len(low.trace) + 1, dtype=torch.float64)
         for operation, n in low.births:
@@ -244,12 +269,23 @@ class Round:
             if a < b
         ]
 
-    def peaks(self, micro: int, rollout: int, pairs: int, share: int, later: bool) -> dict[str, int]:
+    def peaks(
+        self,
+        micro: float,
+        rollout: int,
+        pairs: int,
+        share: int,
+        later: bool,
+        decoder: Callable[[float], float],
+        parts: int = 1,
+    ) -> dict[str, int]:
         """Return phase -> peak of bytes, without those that are there all the time.
 
         Args:
             micro: rows of an update in a forward and backward. later: another micro-batch made gradients before it.
             rollout: pairs sampled at a time. pairs: of the round, on all processes; share: on this one.
+            decoder: pictures -> bytes that decoding them takes, without gradient.
+            parts: in which gradients are held, each on another process.
         """
         found: dict[str, int] = {}
         for span, what, live, grown in self.spans:
@@ -258,8 +294,12 @@ class Round:
             if what == "share":
                 base += max(0, grown) * (share - rollout)  # what came of those sampled before
             there = self.bytes[0][span] + self.bytes[1][span] * rows + base
-            if later and what in self.rows:
-                there = there + self.there[span].sum() - self.there[span].cumsum(0)
+            made = self.there[span].cumsum(0)
+            if what in self.rows:
+                there = there - made + (made[-1] if later else made) / parts
+            for at, (fixed, each) in self.decoding:
+                if span.start <= at < span.stop:
+                    there[at - span.start] += decoder(fixed + each * rows)
             name = what if what in self.rows else "sampling"
             found[name] = max(found.get(name, 0), int(there.max()))
         return found
@@ -272,13 +312,25 @@ class Footprint:
         reward: what scores pictures; None: none, or one that takes no memory worth counting.
         prompts: whose embeddings stay on the device; offline, pairs, whose prompts do.
         cuda: AdamW works on all weights at once there, and on one after the other on a CPU.
+        sharded: FSDP holds weights, gradients and moments in parts, where all weights are trained.
+        beside: what else lies on the device -> its bytes.
 
     Attributes:
         fixed: part -> bytes that are there all the time. batch: rows of an update, on all processes.
         rounds: how often the FLOPs are spent.
     """
 
-    def __init__(self, config, networks, reward=None, prompts: int = 4000, processes: int = 1, cuda: bool = True):
+    def __init__(
+        self,
+        config: TrainConfig,
+        networks: Networks,
+        reward: nn.Module | None = None,
+        prompts: int = 4000,
+        processes: int = 1,
+        cuda: bool = True,
+        sharded: bool = False,
+        beside: Mapping[str, int] = MappingProxyType({}),
+    ):
         self.config, self.networks, self.reward, self.processes, self.cuda = config, networks, reward, processes, cuda
         online, trained = config.loop == "online", [*chain(*networks.learners.values())]
         self.pairs, self.rounds = (config.pairs, config.rounds) if online else (config.batch, config.updates)
@@ -287,8 +339,15 @@ class Footprint:
         self.fixed["optimizer"] = sum(moments(p, config.optimizer) for p in trained)
         if config.loop == "distill":
             self.fixed["average"] = size(networks.learners["student update"])
-        if processes > 1:
+        self.parts = processes if sharded and config.training == "full" else 1
+        for part in ("networks", "reference copy", "optimizer", "average"):
+            if self.parts > 1 and part in self.fixed:
+                self.fixed[part] //= self.parts
+        if self.parts > 1:
+            self.fixed["gathered layers"] = gathered(networks.model.unet)
+        elif processes > 1:
             self.fixed["gradient buckets"] = size(trained)
+        self.fixed |= beside
         if not self.many_prompts:  # the cache of them, and the batch of all
             self.fixed["prompts"] = prompts * 2 * size(tensors(networks.cond))
         self.batch = round([*self.round(False).rows.values()][-1] * (config.minibatch if online else config.batch))
@@ -299,17 +358,32 @@ class Footprint:
     def peaks(self, micro: float, rollout: int = 1, checkpointing: bool = False) -> dict[str, int]:
         """Return phase -> peak of bytes, the fixed ones with them; see `Round.peaks`."""
         share, later = self.pairs // self.processes, micro < self.batch // self.processes
-        phases = self.round(checkpointing).peaks(micro, min(rollout, share), self.pairs, share, later)
+        phases = self.round(checkpointing).peaks(
+            micro, min(rollout, share), self.pairs, share, later, self._decoder, self.parts
+        )
         for learner, parameters in self.networks.learners.items():  # on a GPU a root of each second moment
             small = 2 * max(p.numel() * p.element_size() for p in parameters)
             more = 0 if self.config.optimizer == "adamw8bit" else size(parameters) if self.cuda else small
-            phases[learner.replace("update", "step")] = size(parameters) + more
+            phases[learner.replace("update", "step")] = (size(parameters) + more) // self.parts
         if self.config.loop == "offline":  # before there is an optimizer; the latents go to the CPU
             side = self.networks.model.image_size
             pictures = next(number for limit, number in BATCHES if side <= limit)
             encode = self.networks.encode(pictures, self.config.vae_slicing) + 2 * pictures * 3 * 4 * side**2
             phases["encode"] = encode - self.fixed["optimizer"] - self.fixed.get("prompts", 0)
         return {phase: sum(self.fixed.values()) + more for phase, more in phases.items()}
+
+    def as_run(self) -> dict[str, int]:
+        """Return phase -> peak of bytes with the settings' own micro-batch, rollout batch and checkpointing."""
+        c, micro = self.config, self.config.micro_batch or math.inf
+        rollout = getattr(c, "rollout_batch", None) or self.pairs
+        share = max(1, self.batch // self.processes)
+        return self.peaks(
+            min(micro, share), max(1, min(rollout, self.pairs // self.processes)), c.gradient_checkpointing
+        )
+
+    def _decoder(self, pictures: float) -> float:
+        nets = self.networks
+        return nets.decoded * (1 if self.config.vae_slicing else min(pictures, nets.model.pictures_at_once))
 
     def flops(self, checkpointing: bool = False) -> dict[str, dict[str, float]]:
         """Return part -> dtype -> FLOPs of a round (offline: of an update), on all processes together."""
@@ -336,6 +410,37 @@ def weights(network: nn.Module) -> int:
 
 def tensors(cond: Cond) -> list[Tensor]:
     return [cond] if isinstance(cond, Tensor) else [cond.text, *cond.extra.values()]
+
+
+def text_flops(model: LatentModel, cond: Cond, prompts: float) -> Counter:
+    """Return dtype -> FLOPs of encoding prompts: two for each weight, but for tables of words, and each token.
+
+    Args:
+        cond: of one prompt.
+    """
+    found, tokens = Counter(), tensors(cond)[0].shape[1]
+    for encoder in model.text.modules:
+        tables = sum(
+            p.numel() for part in encoder.modules() if isinstance(part, nn.Embedding) for p in part.parameters()
+        )
+        each = 2 * (sum(p.numel() for p in encoder.parameters()) - tables) * tokens
+        found[str(encoder.dtype).removeprefix("torch.")] += each * prompts
+    return found
+
+
+def gathered(network: nn.Module) -> int:
+    """Return the bytes of the two largest groups of layers that FSDP holds whole, one in use and one on its way."""
+
+    def groups(part: nn.Module) -> Iterator[int]:
+        large = [child for child in part.children() if count_of(child) >= WRAPPED]
+        for child in large:
+            yield from groups(child)
+        yield count_of(part) - sum(map(count_of, large))
+
+    def count_of(part: nn.Module) -> int:
+        return sum(p.numel() for p in part.parameters())
+
+    return 2 * 4 * max(groups(network))
 
 
 def moments(p: nn.Parameter, optimizer: str) -> int:

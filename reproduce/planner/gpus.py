@@ -14,7 +14,6 @@ class GPU:
     half: float
     single: float
     source: str
-    bf16: bool = True  # or float16 alone
 
     def peak(self, dtype: str) -> float:
         """Return FLOP/s."""
@@ -23,7 +22,6 @@ class GPU:
 
 # A data sheet that gives the half-precision figure with sparsity gives twice the number here.
 GPUS = {
-    "V100": GPU(32, 125.0, 15.7, "NVIDIA V100 data sheet, SXM2", bf16=False),
     "A100-40": GPU(40, 312.0, 19.5, "NVIDIA A100 data sheet"),
     "A100-80": GPU(80, 312.0, 19.5, "NVIDIA A100 data sheet"),
     "H100": GPU(80, 989.4, 67.0, "NVIDIA H100 data sheet, SXM"),
@@ -34,7 +32,6 @@ GPUS = {
     "RTX4090": GPU(24, 165.2, 82.6, "NVIDIA Ada GPU architecture white paper"),
     "RTX3090": GPU(24, 71.0, 35.6, "NVIDIA GA102 white paper"),
 }
-MEMORIES = (24, 48, 80, 141)  # GB
 # Of a card's memory, what tensors may take. The rest is for the CUDA context, the libraries' workspaces, the
 # allocator's gaps, and because a card holds a few percent less than its name says: an allowance, not measured.
 USABLE = 0.92
@@ -50,8 +47,8 @@ class Machine:
     """GPUs, one process each."""
     utilisation: float = 0.3
     """Share of the peak FLOP/s that is reached: an assumption, not measured; it may well be 0.15 or 0.5."""
-    held: int = 4000
-    """Prompts, or pairs, of a set that is not on this machine. The embeddings of prompts stay on the GPU."""
+    fsdp: bool = False
+    """Weights, gradients and moments in parts over the GPUs, where all weights are trained (launch/fsdp.yaml)."""
 
 
 def named(name: str) -> GPU:

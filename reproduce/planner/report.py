@@ -1,7 +1,9 @@
-"""Tell what training runs take on GPUs, before one is rented: micro-batches that fit, memory, FLOPs, hours."""
+"""Tell what the rows of a table take on GPUs as they run: hours, memory, whether they fit, and what would."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,21 +14,41 @@ from fsalign_lib.rewards import load_reward
 from fsalign_lib.twins import architectures
 from reproduce.common.cli import positive
 from reproduce.common.files import plain
-from reproduce.data.prompt_sets import read_prompts
-from reproduce.planner.footprint import Footprint, Networks
-from reproduce.planner.gpus import MEMORIES, USABLE, Machine, named
+from reproduce.data.prompt_sets import SETS, read_prompts
+from reproduce.planner.footprint import Footprint, Networks, text_flops, weights
+from reproduce.planner.gpus import USABLE, Machine, named
+from reproduce.planner.sampling import OF_REWARD, Pictures, Sampling, Taken
 from reproduce.training.config import TrainConfig
 
 GB = 2**30
-NOT_COUNTED = """a row is what --micro-batch counts: a pair, or online a step of a pair unless the loss sums over steps
+# Prompts of sets that are too large to be counted, about; and of one that is not known.
+MANY, UNKNOWN = {"laion-aesthetics": 3_000_000, "sam-llava": 10_000_000}, 4000
+NOT_COUNTED = """\
 not counted
-  hours   encoding the pairs' pictures, evaluation, loading, checkpoints, communication between GPUs, operations other
-          than matrix products, convolutions and attention, which the utilisation stands for
+  hours   loading, checkpoints, communication between GPUs, a subject's own samples, what is no matrix product,
+          convolution or attention: the utilisation stands for it
   memory  workspaces of kernels other than convolutions' (for these, a copy of all they touch), the CUDA context, gaps:
-          {reserve:.0%} of a card is left for them. What is fixed is on each GPU (FSDP, DeepSpeed share it)
-  assumed attention without an attention matrix (flash or memory-efficient kernels); DDP where there are several GPUs;
-          that prompt sets which are not here have {held} prompts, and sets of pairs as many (--held); --micro-batch and
-          --rollout-batch (pairs sampled at a time) as they fit, all other settings as the row says"""
+          {reserve:.0%} of a card is left for them
+  assumed attention without an attention matrix (flash or memory-efficient kernels); DDP where there are several GPUs
+          and no --fsdp; prompt sets that are not here as large as they were published"""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Name what a row of a table runs: a training, if it has one, and after it the pictures that it is compared by.
+
+    Attributes:
+        runs: how often, such as once for each training seed.
+        metrics: networks that lie on the device while it trains.
+        pairs: or pictures, that an offline method learns.
+    """
+
+    title: str
+    training: TrainConfig | None = None
+    pictures: tuple[Sampling, ...] = ()
+    runs: int = 1
+    metrics: tuple[str, ...] = ()
+    pairs: int | None = None
 
 
 def batches(config: TrainConfig) -> dict[str, int]:
@@ -35,18 +57,20 @@ def batches(config: TrainConfig) -> dict[str, int]:
     return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
-def divisor(rows: Mapping[str, TrainConfig], most: int = 8) -> int:
+def divisor(rows: Mapping[str, Planned], most: int = 8) -> int:
     """Return the largest number of GPUs, of at most that many, among which every row's batches divide."""
-    return math.gcd(most, *(value for config in rows.values() for value in batches(config).values()))
+    trained = [row.training for row in rows.values() if row.training]
+    return math.gcd(most, *(value for config in trained for value in batches(config).values()))
 
 
-def check(machine: Machine, rows: Mapping[str, TrainConfig]) -> None:
+def check(machine: Machine, rows: Mapping[str, Planned]) -> None:
     """Raise a ValueError for an unknown GPU, numbers out of range, batches that do not divide among the GPUs."""
     named(machine.gpu)
-    positive(machine, "count", "utilisation", "held")
+    positive(machine, "count", "utilisation")
     if machine.utilisation > 1:
         raise ValueError(f"utilisation = {machine.utilisation}: expected a share of the peak, at most 1")
-    for name, batch, value in ((name, *item) for name, config in rows.items() for item in batches(config).items()):
+    trained = {name: row.training for name, row in rows.items() if row.training}
+    for name, batch, value in ((name, *item) for name, config in trained.items() for item in batches(config).items()):
         if value % machine.count:
             raise ValueError(
                 f"count = {machine.count}: {batch} = {value} of row {name!r} does not divide among so many GPUs: "
@@ -62,7 +86,7 @@ def meta_model(name: str, dtype: str):
 
 
 def meta_reward(name: str | None, scale: str):
-    """Make a reward in float32, as the loops load it; None for those without a network."""
+    """Make a reward, as the loops load it; None for those without a network."""
     if name is None or name.startswith("jpeg"):
         return None
     return architectures.meta_reward(name) if scale == "full" else load_reward(name).to("meta")
@@ -74,73 +98,135 @@ def meta_networks(config: TrainConfig) -> Networks:
     return Networks(config, models[config.model], models[config.teacher] if config.loop == "distill" else None)
 
 
-def plan_rows(machine: Machine, rows: Mapping[str, TrainConfig]) -> dict[str, dict[str, Any]]:
-    """Return what each run takes, as JSON."""
-    return {name: plan_row(machine, footprint) for name, footprint in footprints(machine, rows).items()}
+def prompt_count(name: str) -> int:
+    """Return how many prompts a set has: here, or as published."""
+    try:
+        return len(read_prompts(name))
+    except (OSError, ValueError):  # it is not here
+        return MANY.get(name) or (SETS[name].count if name in SETS else None) or UNKNOWN
 
 
-def footprints(machine: Machine, rows: Mapping[str, TrainConfig]) -> dict[str, Footprint]:
-    """Trace each run. Those that train the same networks in the same way share them, and their traces."""
-    networks, rewards, found = {}, {}, {}
-    for name, config in rows.items():
+class Planner:
+    """Plan rows on a machine. Rows that train or draw from the same networks share them, and their traces."""
+
+    def __init__(self, machine: Machine, scale: str = "full"):
+        self.machine, self.scale, self.gpu = machine, scale, named(machine.gpu)
+        self.networks: dict[tuple, Networks] = {}
+        self.rewards: dict[str, torch.nn.Module | None] = {}
+        self.drawers: dict[tuple, Pictures] = {}
+
+    @property
+    def room(self) -> float:
+        """Return the bytes of a card that tensors may take."""
+        return USABLE * self.gpu.memory * GB
+
+    def reward(self, name: str | None) -> torch.nn.Module | None:
+        if name not in self.rewards:
+            self.rewards[name] = meta_reward(name, self.scale)
+        return self.rewards[name]
+
+    def footprint(self, row: Planned, **change: Any) -> Footprint:
+        """Trace the training of a row, with some settings changed."""
+        config, metrics = replace(row.training, **change), row.metrics
         same = ("loop", "teacher", "model", "training", "rank", "alpha", "dtype", "mixed_precision")
         key = tuple(getattr(config, field, None) for field in same)
-        networks[key] = networks.get(key) or meta_networks(config)
-        scored = getattr(config, "reward", None) if getattr(config, "reward_scale", 1) else None, config.scale
-        if scored not in rewards:
-            rewards[scored] = meta_reward(*scored)
-        try:
-            prompts = len(read_prompts(config.prompts))
-        except (AttributeError, OSError, ValueError):  # offline prompts are the pairs'; or the set is not here
-            prompts = machine.held
-        found[name] = Footprint(config, networks[key], rewards[scored], prompts, machine.count)
-    return found
+        if key not in self.networks:
+            self.networks[key] = meta_networks(config)
+        reward = self.reward(getattr(config, "reward", None) if getattr(config, "reward_scale", 1) else None)
+        beside = {"metrics": self.idle(metrics)}
+        prompts = row.pairs or prompt_count(config.prompts)
+        count, fsdp = self.machine.count, self.machine.fsdp
+        return Footprint(config, self.networks[key], reward, prompts, count, sharded=fsdp, beside=beside)
+
+    def idle(self, metrics: Iterable[str], but: Iterable[str] = ()) -> int:
+        """Return the bytes of the networks of metrics, but of some."""
+        names = {OF_REWARD[name] for name in metrics if name in OF_REWARD} - {OF_REWARD.get(name) for name in but}
+        return sum(weights(self.reward(name)) for name in names)
+
+    def take(self, job: Sampling) -> Taken:
+        """Count pictures."""
+        scorers = tuple(dict.fromkeys(OF_REWARD[name] for name in job.scored if name in OF_REWARD))
+        key = job.model, job.dtype, scorers
+        if key not in self.drawers:
+            self.drawers[key] = Pictures(
+                meta_model(job.model, job.dtype), {name: self.reward(name) for name in scorers}
+            )
+        return self.drawers[key].take(job)
+
+    def hours(self, flops: Mapping[str, float]) -> float:
+        """Return GPU hours of FLOPs by dtype."""
+        return sum(n / (self.gpu.peak(dtype) * self.machine.utilisation) for dtype, n in flops.items()) / 3600
+
+    def plan(self, row: Planned) -> dict[str, Any]:
+        """Return what a row takes, as JSON; hours are of one GPU and of all runs together."""
+        found = {"title": row.title, "runs": row.runs, "hours": Counter(), "flops": {}, "fixed_gb": {}, "peaks_gb": {}}
+        if row.training:
+            self.plan_training(row, found)
+        for job in row.pictures:
+            taken = self.take(job)
+            held = {part: n / GB for part, n in taken.held.items()}
+            peak = (taken.peak + self.idle(row.metrics, job.scored)) / GB
+            found["peaks_gb"]["pictures"] = max(peak, found["peaks_gb"].get("pictures", 0))
+            found["fixed_gb"] = found["fixed_gb"] or held
+            for part, flops in taken.flops.items():
+                name = {"encode": "pairs encoded", "prompts": "prompts"}.get(part, "pictures")
+                found["hours"][name] += row.runs * self.hours(flops)
+        found["phase"] = max(found["peaks_gb"], key=found["peaks_gb"].get)
+        found["peak_gb"] = found["peaks_gb"][found["phase"]]
+        found["fits"] = found["peak_gb"] * GB <= self.room
+        found["hours"] = {part: n for part, n in found["hours"].items() if n}
+        return found
+
+    def plan_training(self, row: Planned, found: dict[str, Any]) -> None:
+        """Add what the training of a row takes."""
+        c, footprint = row.training, self.footprint(row)
+        nets, flops = footprint.networks, footprint.flops(row.training.gradient_checkpointing)
+        found["hours"]["training"] += row.runs * footprint.rounds * sum(map(self.hours, flops.values()))
+        drawn = c.updates * c.batch * (1 + c.assistant_updates) if c.loop == "distill" else math.inf
+        prompts = min(row.pairs or prompt_count(c.prompts), drawn)
+        found["hours"]["prompts"] += row.runs * self.hours(text_flops(nets.model, nets.cond, prompts))
+        found |= {
+            "config": plain(c),
+            "image_size": nets.model.image_size,
+            "parameters": sum(p.numel() for p in nets.model.unet.parameters()),
+            "trained": sum(p.numel() for p in next(iter(nets.learners.values()))),
+            "fixed_gb": {part: value / GB for part, value in footprint.fixed.items()},
+            "unit": "round" if c.loop == "online" else "update",
+            "units": footprint.rounds,
+            "batch": footprint.batch,
+            "flops": {part: sum(of.values()) for part, of in flops.items()},
+        }
+        found["peaks_gb"] |= {phase: n / GB for phase, n in footprint.as_run().items()}
+
+    def fitting(self, row: Planned) -> tuple[dict[str, Any], float] | None:
+        """Return the fewest settings, of those that spare memory, with which a training fits, and its peak in GB."""
+        for change in sparing(row.training):
+            footprint = self.footprint(row, **change)
+            most = max(1, footprint.batch // footprint.processes)
+            for micro in halves(min(row.training.micro_batch or most, most)):
+                footprint.config = replace(footprint.config, micro_batch=micro)
+                peak = max(footprint.as_run().values())
+                if peak <= self.room:
+                    return {"micro_batch": micro} | change, peak / GB
+        return None
 
 
-def plan_row(machine: Machine, footprint: Footprint) -> dict[str, Any]:
-    """Return what one run takes, as JSON."""
-    gpu, nets, settings = named(machine.gpu), footprint.networks, []
-    for checkpointing in (False, True):
-        flops = footprint.flops(checkpointing)
-        seconds = [n / (gpu.peak(dtype) * machine.utilisation) for part in flops.values() for dtype, n in part.items()]
-        settings.append(
-            {
-                "gradient_checkpointing": checkpointing,
-                "flops": {part: sum(of.values()) for part, of in flops.items()},
-                "hours": sum(seconds) * footprint.rounds / machine.count / 3600,
-                "fits": fit(footprint, gpu.memory, checkpointing)["micro_batch"] is not None,
-                "cards": [fit(footprint, gb, checkpointing) for gb in MEMORIES],
-            }
-        )
-    return {
-        "config": plain(footprint.config),
-        "image_size": nets.model.image_size,
-        "parameters": sum(p.numel() for p in nets.model.unet.parameters()),
-        "trained": sum(p.numel() for p in next(iter(nets.learners.values()))),
-        "fixed_gb": {part: value / GB for part, value in footprint.fixed.items()},
-        "unit": "round" if footprint.config.loop == "online" else "update",
-        "units": footprint.rounds,
-        "batch": footprint.batch,
-        "settings": settings,
-    }
-
-
-def fit(footprint: Footprint, gb: int, checkpointing: bool) -> dict[str, Any]:
-    """Find the largest micro-batch, and pairs of the rollout, that fit a card; what they need, what needs the most.
-
-    Where not even one row fits, what one row would need.
-    """
-
-    def peaks(micro: int, rollout: int) -> dict[str, int]:
-        return footprint.peaks(micro, rollout, checkpointing)
-
-    room, sizes = USABLE * gb * GB, (footprint.batch // footprint.processes, footprint.pairs // footprint.processes)
-    micro = next((m for m in halves(sizes[0]) if max(peaks(m, 1).values()) <= room), None)
-    rollout = next((r for r in halves(sizes[1]) if max(peaks(micro or 1, r).values()) <= room), None)
-    needs = peaks(micro or 1, rollout or 1)
-    phase = max(needs, key=needs.get)
-    sampled = rollout if micro and footprint.config.loop == "online" else None
-    return dict(memory_gb=gb, micro_batch=micro, rollout_batch=sampled, peak_gb=needs[phase] / GB, phase=phase)
+def sparing(config: TrainConfig) -> Iterator[dict[str, Any]]:
+    """Yield settings that take less and less memory, each with those before it."""
+    change: dict[str, Any] = {}
+    yield dict(change)
+    if hasattr(config, "rollout_batch"):
+        change["rollout_batch"] = 1
+        yield dict(change)
+    if not config.gradient_checkpointing:
+        change["gradient_checkpointing"] = True
+        yield dict(change)
+    if not config.vae_slicing:
+        change["vae_slicing"] = True
+        yield dict(change)
+    if config.training == "full":
+        change |= {"training": "lora", "dtype": "bfloat16", "mixed_precision": "no"}
+        yield dict(change)
 
 
 def halves(n: int) -> list[int]:
@@ -148,60 +234,50 @@ def halves(n: int) -> list[int]:
     return [n] + [2**k for k in reversed(range(n.bit_length())) if 2**k < n]
 
 
-def text(
-    machine: Machine, title: str, rows: Mapping[str, dict[str, Any]], titles: Mapping[str, str], seeds: int
-) -> str:
-    """Return the plan of some rows as a page.
-
-    Args:
-        rows: from `plan_rows`. titles: row -> its title. seeds: training seeds of each row.
-    """
+def text(machine: Machine, title: str, rows: Mapping[str, dict[str, Any]]) -> str:
+    """Return the plan of some rows, from `Planner.plan`, as a page."""
     gpu = named(machine.gpu)
     lines = [
         title,
-        f"on {machine.count} x {machine.gpu}: {gpu.memory} GB, {gpu.half:g} TFLOP/s in half precision, {gpu.single:g} "
-        f"in float32 ({gpu.source}), of which {machine.utilisation:g} are reached (assumed)",
-        *(line for name, row in rows.items() for line in row_text(name, titles[name], row)),
+        f"on {machine.count} x {machine.gpu}{', FSDP' * machine.fsdp}: {gpu.memory} GB, of which {USABLE:.0%} may be "
+        f"used; {gpu.half:g} TFLOP/s in half precision, {gpu.single:g} in float32 ({gpu.source}), of which "
+        f"{machine.utilisation:g} are reached (assumed)",
+        *(line for name, row in rows.items() for line in row_text(name, row)),
         "",
     ]
-    for i, how in enumerate(("without gradient checkpointing", "with gradient checkpointing")):
-        hours = [row["settings"][i]["hours"] for row in rows.values() if row["settings"][i]["fits"]]
-        too_large = ", ".join(name for name, row in rows.items() if not row["settings"][i]["fits"])
-        told = f"{len(hours)} of {len(rows)} rows at {seeds} training seeds, {how}: {seeds * sum(hours):.3g} hours"
-        lines.append(told + f" (left out, as they do not fit {gpu.memory} GB: {too_large})" * bool(too_large))
-    return "\n".join([*lines, "", NOT_COUNTED.format(reserve=1 - USABLE, held=machine.held)])
+    hours = sum(sum(row["hours"].values()) for row in rows.values())
+    lines.append(f"{len(rows)} rows: {hours:,.3g} GPU hours, {hours / machine.count:,.3g} hours on {machine.count}")
+    if too_large := [name for name, row in rows.items() if not row["fits"]]:
+        lines.append(f"do not fit {gpu.memory} GB: {', '.join(too_large)}")
+    return "\n".join([*lines, "", NOT_COUNTED.format(reserve=1 - USABLE)])
 
 
-def row_text(name: str, title: str, row: dict[str, Any]) -> list[str]:
+def row_text(name: str, row: dict[str, Any]) -> list[str]:
     """Return a row's plan as lines."""
-    c, flops = row["config"], row["settings"][0]["flops"]
-    how = f"LoRA rank {c['rank']}" if c["training"] == "lora" else "all weights"
-    how += ", " + c["dtype"] + ("" if c["mixed_precision"] == "no" else f", autocast {c['mixed_precision']}")
-    how += f", {c['optimizer']}, pictures encoded and decoded " + ("one by one" if c["vae_slicing"] else "together")
-    pairs = f"{c['pairs']} pairs, minibatch {c['minibatch']}, " if "minibatch" in c else ""
-    lines = [
-        "",
-        f"{name}: {title} ({c['method']}), {c['model']} at {row['image_size']} px"
-        + (f", assistant and teacher {c['teacher']}" if "teacher" in c else ""),
-        f"  run         {row['units']} {row['unit']}s of {pairs}{row['batch']} rows an update",
-        f"  settings    {how}",
-        f"  trained     {row['trained']:,} of {row['parameters']:,} parameters",
-        f"  FLOPs       {row['unit']} {sum(flops.values()) / 1e12:.4g} TFLOP: "
-        + ", ".join(f"{part} {value / 1e12:.3g}" for part, value in flops.items()),
-        "  fixed GB    " + ", ".join(f"{part} {gb:.2f}" for part, gb in row["fixed_gb"].items()),
-        "  micro-batch in rows" + " (pairs sampled at a time)" * bool(pairs) + " and peak GB on a card of",
-        f"  {'gradient checkpointing':<24}{'hours':>8}" + "".join(f"{f'{gb} GB':>18}" for gb in MEMORIES),
+    lines = ["", f"{name}: {row['title']}" + f", {row['runs']} runs" * (row["runs"] > 1)]
+    if "config" in row:
+        c, flops = row["config"], row["flops"]
+        how = f"LoRA rank {c['rank']}" if c["training"] == "lora" else "all weights"
+        how += ", " + c["dtype"] + ("" if c["mixed_precision"] == "no" else f", autocast {c['mixed_precision']}")
+        how += f", {c['optimizer']}, micro-batch {c['micro_batch'] or 'all'}" + ", VAE by slices" * c["vae_slicing"]
+        how += f", {c['rollout_batch'] or 'all'} pairs sampled at a time" if "rollout_batch" in c else ""
+        how += ", gradient checkpointing" * c["gradient_checkpointing"]
+        pairs = f"{c['pairs']} pairs, minibatch {c['minibatch']}, " if "minibatch" in c else ""
+        lines[-1] += f" ({c['method']}), {c['model']} at {row['image_size']} px"
+        lines[-1] += f", assistant and teacher {c['teacher']}" if "teacher" in c else ""
+        lines += [
+            f"  run       {row['units']} {row['unit']}s of {pairs}{row['batch']} rows an update",
+            f"  settings  {how}",
+            f"  trained   {row['trained']:,} of {row['parameters']:,} parameters",
+            f"  FLOPs     {row['unit']} {sum(flops.values()) / 1e12:.4g} TFLOP: "
+            + ", ".join(f"{part} {value / 1e12:.3g}" for part, value in flops.items()),
+        ]
+    held = ", ".join(f"{part} {gb:.2f}" for part, gb in row["fixed_gb"].items() if gb >= 0.005)
+    fits = "fits" if row["fits"] else "does not fit"
+    parts = ", ".join(f"{part} {n:.3g}" for part, n in row["hours"].items())
+    return [
+        *lines,
+        f"  held GB   {held}",
+        f"  peak GB   {row['peak_gb']:.1f} ({row['phase']}): {fits}",
+        f"  GPU hours {sum(row['hours'].values()):.3g}: {parts}",
     ]
-    for s in row["settings"]:
-        label = "on" if s["gradient_checkpointing"] else "off"
-        label += ", as the recipe" * (s["gradient_checkpointing"] == c["gradient_checkpointing"])
-        lines.append(f"  {label:<24}{s['hours']:>8.3g}" + "".join(f"{cell(card):>18}" for card in s["cards"]))
-    return lines
-
-
-def cell(card: dict[str, Any]) -> str:
-    """Return what fits a card, in a few characters."""
-    if card["micro_batch"] is None:
-        return f"no: {card['peak_gb']:.1f}"
-    rollout = "" if card["rollout_batch"] is None else f" ({card['rollout_batch']})"
-    return f"{card['micro_batch']}{rollout} {card['peak_gb']:.1f}"

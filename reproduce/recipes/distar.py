@@ -39,7 +39,7 @@ RECIPES = {
             "pocket": (16, "own tuning at pocket scale: half of the build's, for time"),
             "full": (256, "not published; DI++ Table 2"),
         },
-        "micro_batch": {"full": (1, "own choice")},
+        "micro_batch": {"full": (1, "fits 8 x H100 by FSDP: plan")},
         "lr": {
             "pocket": (5e-5, "own tuning at pocket scale, the same trial; no other was tried"),
             "full": (5e-6, "not published; DI++ Table 2"),
@@ -138,7 +138,8 @@ RECIPES = {
             "pocket": (16, "own tuning at pocket scale: half of the build's, for time"),
             "full": (256, "not published; DI++ Table 2"),
         },
-        "micro_batch": {"full": (1, "own choice")},
+        "micro_batch": {"full": (1, "fits 8 x H100 by FSDP: plan")},
+        "gradient_checkpointing": {"full": (True, "fits 8 x H100 by FSDP: plan; 91 GB otherwise")},
         "lr": {
             "pocket": (5e-5, "own tuning at pocket scale, the same trial; no other was tried"),
             "full": (5e-6, "not published; DI++ Table 2"),

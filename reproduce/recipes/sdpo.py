@@ -35,7 +35,8 @@ RECIPES = {
             "full": (64, "SDPO Table 2, Aesthetic: 2 x 8 on 4 GPUs"),
         },
         "epochs": {"both": (1, "published SDPO code")},
-        "micro_batch": {"pocket": (32, "own choice"), "full": (8, "own choice")},
+        "micro_batch": {"pocket": (32, "own choice"), "full": (8, "fits H100: plan")},
+        "rollout_batch": {"full": (32, "fits H100: plan")},
         "save_every": {"pocket": (8, "own choice"), "full": (10, "own choice; published code: each round")},
         "dtype": {
             "full": (
@@ -43,7 +44,6 @@ RECIPES = {
                 "own choice: half precision moves log-probs by as much as the clip of 1e-4; the code has float16",
             )
         },
-        "gradient_checkpointing": {"full": (True, "own choice: memory for time")},
         "buffer": {"both": (32, "SDPO Table 2")},
         "advantage_clip": {"both": (5.0, "published SDPO code and published DDPO code; not in the papers")},
         "min_count": {
@@ -108,7 +108,8 @@ RECIPES = {
             ),
         },
         "epochs": {"both": (1, "published SDPO code")},
-        "micro_batch": {"pocket": (32, "own choice"), "full": (8, "own choice")},
+        "micro_batch": {"pocket": (32, "own choice"), "full": (8, "fits H100: plan")},
+        "rollout_batch": {"full": (32, "fits H100: plan")},
         "save_every": {"pocket": (8, "own choice"), "full": (10, "own choice; published code: each round")},
         "dtype": {
             "full": (
@@ -116,7 +117,6 @@ RECIPES = {
                 "own choice: half precision moves log-probs by as much as the clip of 1e-4; the code has float16",
             )
         },
-        "gradient_checkpointing": {"full": (True, "own choice: memory for time")},
         "buffer": {"both": (32, "SDPO Table 2")},
         "advantage_clip": {"both": (5.0, "published SDPO code and published DDPO code; not in the papers")},
         "min_count": {
@@ -177,8 +177,9 @@ RECIPES = {
         "epochs": {"both": (1, "published SDPO code")},
         "micro_batch": {
             "pocket": (32, "own choice"),
-            "full": (1, "own choice: a row is a whole pair, 100 pictures at T = 50"),
+            "full": (1, "fits H100: plan; a row is a whole pair, 100 pictures at T = 50"),
         },
+        "rollout_batch": {"full": (32, "fits H100: plan")},
         "save_every": {"pocket": (8, "own choice"), "full": (10, "own choice; published code: each round")},
         "dtype": {
             "full": (
@@ -186,7 +187,7 @@ RECIPES = {
                 "own choice: half precision moves log-probs by as much as the clip of 1e-4; the code has float16",
             )
         },
-        "gradient_checkpointing": {"full": (True, "own choice: memory for time")},
+        "gradient_checkpointing": {"full": (True, "fits H100: plan; a pair takes 166 GB otherwise")},
         "buffer": {"both": (32, "SDPO Table 2")},
         "advantage_clip": {"both": (5.0, "published SDPO code and published DDPO code; not in the papers")},
         "min_count": {
@@ -249,7 +250,8 @@ RECIPES = {
             ),
         },
         "epochs": {"both": (1, "published SDPO code")},
-        "micro_batch": {"pocket": (32, "own choice"), "full": (8, "own choice")},
+        "micro_batch": {"pocket": (32, "own choice"), "full": (8, "fits H100: plan")},
+        "rollout_batch": {"full": (32, "fits H100: plan")},
         "save_every": {"pocket": (8, "own choice"), "full": (10, "own choice; published code: each round")},
         "dtype": {
             "full": (
@@ -257,7 +259,6 @@ RECIPES = {
                 "own choice: half precision moves log-probs by as much as the clip of 1e-4; the code has float16",
             )
         },
-        "gradient_checkpointing": {"full": (True, "own choice: memory for time")},
         "shared_start": {"both": (True, "published D3PO code")},
         "beta": {"both": (0.1, "published D3PO code")},
         "clamp": {"both": (0.1, "published D3PO code")},

@@ -119,34 +119,39 @@ def test_autocast_is_for_the_networks_alone(make):
     assert found.flops(True)["student update"]["bfloat16"] > update["bfloat16"], "computed again, and cast"
 
 
-@pytest.mark.slow
 def test_the_plan_of_a_table(monkeypatch, capsys, folder):
     monkeypatch.setattr(report, "meta_model", lambda name, dtype: models.load(folder).to(torch.device("meta")))
     monkeypatch.setattr(report, "meta_reward", lambda name, scale: None)
-    asked = ["--row", "distar", "dipp", "--training", "lora", "--count", "1", "--gpu", "RTX4090", "--json"]
-    plan.main(["distar_table2", *asked])
+    asked = ["--row", "distar", "dipp", "--set", "training=lora", "--count", "1", "--gpu", "RTX4090", "--json"]
+    plan.main(["distar_table1", *asked])
     found = json.loads(capsys.readouterr().out)["rows"]
     assert {(row["unit"], row["units"], row["batch"]) for row in found.values()} == {("update", 10_000, 256)}
-    off, on = found["distar"]["settings"]
-    flops = [setting["flops"]["student update"] for setting in (found["dipp"]["settings"][0], off, on)]
-    assert flops == sorted(flops) and len(set(flops)) == 3
-    assert set(off["flops"]) == {"student update", "assistant update"}
-    told = "\n".join(report.row_text("distar", "DI*", found["distar"]))
-    for said in (
-        "DI* (distar), sdxl-dmd2-1step",
-        "teacher sdxl",
-        "256 rows an update",
-        "LoRA rank 64",
-        "micro-batch in rows",
-    ):
+    flops = [found[row]["flops"]["student update"] for row in ("dipp", "distar")]
+    assert flops == sorted(flops) and len(set(flops)) == 2, "a divergence of scores goes back through both networks"
+    assert set(found["distar"]["flops"]) == {"student update", "assistant update"}
+    told = "\n".join(report.row_text("distar", found["distar"]))
+    for said in ("DI*, 3 runs (distar), sdxl-dmd2-1step", "teacher sdxl", "256 rows an update", "LoRA rank 64"):
         assert said in told
 
 
-def test_a_start_may_be_asked_for(capsys):
-    rows = plan.prepare(plan.PlanConfig(table="distar_table2", row=("distar",), model="sdxl", training="lora")).rows
-    assert rows["distar"].model == rows["distar"].teacher == "sdxl", "so that one network is held"
-    with pytest.raises(ValueError, match="unknown model 'sdxxl': choose from pocket-turbo"):
-        plan.prepare(plan.PlanConfig(table="distar_table2", model="sdxxl"))
+def test_fsdp_holds_weights_gradients_and_moments_in_parts(make):
+    config = make(training="full")
+    reward, nets = None, report.meta_networks(config)
+    one, eight = (
+        footprint.Footprint(config, nets, reward, 7, 8, cuda=False, sharded=sharded) for sharded in (False, True)
+    )
+    for part in ("networks", "optimizer", "average"):
+        assert eight.fixed[part] == one.fixed[part] // 8
+    assert "gradient buckets" in one.fixed and "gradient buckets" not in eight.fixed
+    assert eight.fixed["gathered layers"] > 0 and eight.fixed["VAE"] == one.fixed["VAE"]
+    weights = one.fixed["networks"] // 3
+    spared = sum(one.fixed.values()) - sum(eight.fixed.values())
+    for phase, peak in one.peaks(1).items():
+        gradients = weights * 7 // 8 if "update" in phase else 0
+        assert one.peaks(1)[phase] - eight.peaks(1)[phase] <= spared + gradients + 2 * weights
+        assert eight.peaks(1)[phase] < peak
+    shared = footprint.Footprint(make(training="lora"), report.meta_networks(make(training="lora")), None, 7, 8)
+    assert shared.parts == 1, "adapters are not sharded"
 
 
 @pytest.mark.slow

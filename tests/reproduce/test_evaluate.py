@@ -337,11 +337,11 @@ def test_fid_at_full_scale_is_on_its_own_network(monkeypatch):
 
 def test_what_a_scale_stands_for():
     pocket = evaluate.resolved(evaluate.EvaluateConfig())
-    assert (pocket.model, pocket.batch) == ("pocket-turbo", 64) and pocket.metrics == scoring.DEFAULT_METRICS
+    assert pocket.model == "pocket-turbo" and pocket.metrics == scoring.DEFAULT_METRICS
     full = evaluate.resolved(
         evaluate.EvaluateConfig(scale="full", model="sd-turbo", prompts=("p.txt",), steps=(4, 1, 4))
     )
-    assert full.batch == 8 and full.steps == (4, 1) and "accuracy" not in full.metrics
+    assert full.steps == (4, 1) and "accuracy" not in full.metrics
     for given, missing in (({"model": "sd-turbo"}, "prompts"), ({"prompts": ("p.txt",)}, "model")):
         with pytest.raises(ValueError, match=f"--scale full has no {missing} of its own"):
             evaluate.resolved(evaluate.EvaluateConfig(scale="full", **given))

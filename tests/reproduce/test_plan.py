@@ -1,6 +1,9 @@
 """The planner: counts against what is known of the networks, memory against the allocator's events in real runs."""
 
+import functools
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +19,10 @@ from fsalign_lib.twins import architectures
 from reproduce import plan, train_distill, train_offline, train_online
 from reproduce.data import sampled_pairs as pair_files
 from reproduce.evaluation import cost as memory
+from reproduce.harness import planned, rows
+from reproduce.harness.command import at_scale, command
 from reproduce.planner import counting, footprint, gpus, report
-from reproduce.recipes import make_config
+from reproduce.recipes import make_config, recipe
 from tests import tiny
 
 
@@ -189,7 +194,7 @@ def test_a_round_is_exact_at_other_batch_sizes(small):
     config = make_config(train_online.OnlineConfig, "pso-online", model=small, training="full", pairs=6, minibatch=6)
     found = counted(config)
     run = found.networks._trace(config, None, False, 6)
-    first, later = (found.round(False).peaks(18, 6, 6, 6, later) for later in (False, True))
+    first, later = (found.round(False).peaks(18, 6, 6, 6, later, lambda pictures: 0) for later in (False, True))
     assert max(first.values()) == max(run.trace)
     gradients = sum(p.numel() * 4 for p in found.networks.learners["update"])
     assert first["update"] < later["update"] <= first["update"] + gradients and first["sampling"] == later["sampling"]
@@ -294,16 +299,16 @@ def once():
 
 
 @pytest.fixture
-def planned(monkeypatch, capsys, once):
-    """The plan of Table 2 with the pocket's networks in the place of the real ones, which take longer to count."""
+def tiny_sizes(monkeypatch, once):
+    """The pocket's networks in the place of the real ones, which take longer to count."""
     monkeypatch.setattr(report, "meta_networks", once)
-    monkeypatch.setattr(report, "meta_reward", lambda name, scale: None)
+    monkeypatch.setattr(report, "meta_model", lambda name, dtype: meta("pocket-turbo"))
+    monkeypatch.setattr(report, "meta_reward", lambda name, scale: one_reward())
 
-    def run(*args):
-        plan.main(["pso_table2", *args])
-        return capsys.readouterr().out
 
-    return run
+@functools.cache
+def one_reward():
+    return load_reward("pickscore").to("meta")
 
 
 def test_rows_and_pictures_of_each_method(small):
@@ -327,84 +332,170 @@ def test_rows_and_pictures_of_each_method(small):
     assert rows("sdpo", steps=2)[1] == 3
 
 
-def test_the_table_and_its_json(planned):
-    out = planned("--gpu", "L40S", "--count", "4")
-    for said in ("PSO Table 2", "4 x L40S", "LoRA rank 16, float16", "decoded together", "not counted", "assumed"):
-        assert said in out
-    rows = json.loads(planned("--json"))["rows"]
-    assert list(rows) == ["offline", "online"]
-    off, on = rows["online"]["settings"]
-    assert (off["gradient_checkpointing"], on["gradient_checkpointing"]) == (False, True)
-    assert on["flops"]["update"] > off["flops"]["update"] and on["hours"] > off["hours"]
-    assert {card["micro_batch"] for card in off["cards"]} == {12}, "32 pairs at 3 steps on 8 GPUs; it fits everywhere"
-    assert set(off["flops"]) == {"rollout", "decode", "reference", "update"}
+def test_the_table_and_its_json(tiny_sizes, capsys):
+    plan.main(["pso_table2", "--gpu", "L40S", "--count", "4", "--set", "online.micro_batch=3", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert list(rows) == ["pairs", "base", "offline", "online"]
+    online, flops = rows["online"], rows["online"]["flops"]
+    assert set(flops) == {"rollout", "decode", "reward", "reference", "update"}
     # 4 steps without gradient; in the update 3 steps, whose backward, to the inputs alone, is one more forward or less
-    assert 2 / 3 < off["flops"]["reference"] / off["flops"]["rollout"] < 3 / 4, "the reference is without adapters"
-    assert 3 / 4 < off["flops"]["update"] / off["flops"]["rollout"] < 2 * 3 / 4 * 1.2
-    sliced = json.loads(planned("--json", "--row", "online", "--vae-slicing"))["rows"]["online"]
-    assert sliced["settings"][0]["flops"] == pytest.approx(off["flops"]) and sliced["config"]["vae_slicing"]
+    assert 2 / 3 < flops["reference"] / flops["rollout"] < 3 / 4, "the reference is without adapters"
+    assert online["runs"] == 3 and rows["base"]["runs"] == 1
+    assert set(online["hours"]) == {"training", "pictures", "prompts"}, "evaluation is in the plan"
+    assert set(rows["pairs"]["hours"]) == {"pictures", "pairs encoded", "prompts"}, "and so are the pairs"
+    peak = gpus.GPUS["L40S"].peak
+    by_hand = sum(n for part, n in flops.items() if part == "rollout") / (peak("float16") * 0.3) / 3600
+    assert online["hours"]["training"] > 3 * 5000 * by_hand, "of three seeds; other parts beside the rollout"
+    # It has the settings that run, and chooses none.
+    config = make_config(train_online.OnlineConfig, "pso-online", "full")
+    for name in ("rollout_batch", "gradient_checkpointing", "vae_slicing", "dtype"):
+        assert online["config"][name] == getattr(config, name)
+    assert online["config"]["micro_batch"] == 3
+    told = report.text(gpus.Machine(gpu="L40S", count=4), "PSO Table 2", rows)
+    for said in ("PSO Table 2", "4 x L40S", "LoRA rank 16, float16", "micro-batch 3", "58,960 pairs", "not counted"):
+        assert said in told
 
 
-def test_hours_are_flops_over_what_is_reached(planned):
-    def hours(*args):
-        return json.loads(planned("--json", "--row", "online", *args))["rows"]["online"]["settings"][0]["hours"]
+def test_memory_is_that_of_the_settings(tiny_sizes):
+    row = planned.planned(at_scale(plan.TABLES["pso_table2"], "full"), "full")["online"]
+    planner = report.Planner(gpus.Machine(count=1))
 
-    base = hours("--gpu", "H100", "--count", "8", "--utilisation", "0.3")
-    assert hours("--gpu", "H100", "--count", "4", "--utilisation", "0.3") == pytest.approx(2 * base)
-    assert hours("--gpu", "H100", "--count", "8", "--utilisation", "0.15") == pytest.approx(2 * base)
-    one = gpus.named("A100-80")
-    assert hours("--gpu", "A100-80") > 2 * base and one.peak("float32") < one.peak("bfloat16")
+    def peaks(**change):
+        return planner.footprint(row, **change).as_run()
 
-
-def test_what_does_not_fit_says_what_it_would_need():
-    class Heavy:
-        config, batch, pairs, processes = SimpleNamespace(loop="online"), 8, 32, 1
-
-        def peaks(self, micro, rollout, checkpointing):
-            return {"update": (30 + 10 * micro) * report.GB, "rollout": (30 + rollout) * report.GB}
-
-    cards = {gb: report.fit(Heavy(), gb, False) for gb in (24, 48, 80, 141)}
-    assert [card["micro_batch"] for card in cards.values()] == [None, 1, 4, 8]
-    assert cards[24]["peak_gb"] == 40 and report.cell(cards[24]) == "no: 40.0"
-    assert cards[48]["rollout_batch"] == 8 and cards[48]["peak_gb"] <= gpus.USABLE * 48
-    assert report.halves(12) == [12, 8, 4, 2, 1]
+    update = [peaks(micro_batch=n)["update"] for n in (1, 8, None)]
+    assert update == sorted(update) and len(set(update)) == 3
+    assert peaks(rollout_batch=1)["sampling"] < peaks(rollout_batch=None)["sampling"]
+    assert peaks(gradient_checkpointing=True, micro_batch=None)["update"] < update[2]
+    off, on = (planner.footprint(row, gradient_checkpointing=on).flops(on)["update"] for on in (False, True))
+    assert sum(off.values()) < sum(on.values())
+    idle = planner.footprint(row).fixed["metrics"]
+    assert idle == 4 * footprint.weights(one_reward()), "networks of metrics lie there while rows train"
 
 
-def test_the_total_has_what_fits(planned):
-    """A row that does not fit the card is named beside the total, and is not in it."""
-    rows = json.loads(planned("--json"))["rows"]
-    for setting in rows["offline"]["settings"]:
-        setting["fits"] = False
-    hours = 3 * rows["online"]["settings"][0]["hours"]
-    told = report.text(gpus.Machine(), "a table", rows, {"offline": "one", "online": "other"}, 3)
-    assert f"1 of 2 rows at 3 training seeds, without gradient checkpointing: {hours:.3g} hours (left out" in told
-    assert "as they do not fit 80 GB: offline)" in told
+def test_a_run_is_planned_as_often_as_it_has_seeds():
+    """The DPO'd teacher has one training seed at full scale, the other rows three; curves have all their snapshots."""
+    rows = planned.planned(at_scale(plan.TABLES["pso_table1"], "full"), "full")
+    assert {name: rows[name].runs for name in ("teacher", "dpo", "dpo-lora", "sft", "offline")} == {
+        "teacher": 1,
+        "dpo": 1,
+        "dpo-lora": 1,
+        "sft": 3,
+        "offline": 3,
+    }
+    assert rows["dpo"].training.batch == 2048 and rows["offline"].pairs == 58_960
+    curve = planned.planned(at_scale(plan.TABLES["sdpo_ablations"], "full"), "full")
+    assert curve["base"].pictures[0].pictures == 45 * 8 and curve["sdpo"].pictures[0].pictures == 10 * 45 * 8
+    pretrained = planned.planned(at_scale(plan.TABLES["dipp_table1"], "full"), "full")["pretrained"]
+    assert pretrained.training.updates == 16_000 and pretrained.runs == 1
+    rows = planned.planned(at_scale(plan.TABLES["sdpo_table1"], "full"), "full")
+    assert not any(name.endswith("-50") for name in rows), "rows of the pocket scale alone"
 
 
-def test_every_table_has_a_plan_or_says_why():
-    """The list of tables is the folder's; each gives the settings of what it trains, with what its rows start from."""
+def test_every_table_has_a_plan():
+    """The list of tables is the folder's; each says what it runs, with what its rows start from."""
     folder = Path(plan.__file__).parent
     assert sorted(plan.TABLES) == sorted(
         path.stem for path in folder.glob("*_*.py") if "\nTABLE = " in path.read_text()
     )
-    for name in plan.TABLES:
-        try:
-            rows = plan.prepare(plan.PlanConfig(table=name, count=1)).rows
-        except ValueError as error:
-            assert "trains nothing" in str(error) and name in ("sdpo_table3", "sdpo_curves", "distar_table2"), error
-        else:
-            assert all(config.scale == "full" for config in rows.values())
-    assert "pretrained" in str([*plan.prepare(plan.PlanConfig(table="dipp_table1", count=1)).rows])
+    for name, table in plan.TABLES.items():
+        rows = planned.planned(at_scale(table, "full"), "full")
+        assert rows and all(row.training is None or row.training.scale == "full" for row in rows.values()), name
+    assert "dpo" in planned.planned(at_scale(plan.TABLES["pso_table3"], "full"), "full"), "which is not trained there"
+
+
+def test_what_is_trained_for_several_tables_is_in_the_ledger_once(tiny_sizes, capsys, monkeypatch):
+    some = {name: plan.TABLES[name] for name in ("pso_table2", "pso_table3")}
+    monkeypatch.setattr(plan, "TABLES", some)
+    plan.main(["--ledger"])
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    assert float(lines["pso_table2"][3]) > 0 and float(lines["pso_table3"][3]) == 0, "pairs are built once"
+    spent = [float(lines[name][4].replace(",", "")) for name in (*some, "all")]
+    assert spent[2] == pytest.approx(sum(spent[:2]), abs=0.2)
+
+
+@pytest.mark.parametrize("loop", ["online", "offline"])
+def test_what_would_fit_fits(once, monkeypatch, loop):
+    """The first of the settings that spare memory, with the largest micro-batch; the room is what they leave."""
+    monkeypatch.setattr(report, "meta_networks", once)
+    monkeypatch.setattr(report, "meta_reward", lambda name, scale: None)
+    kind, method = {
+        "online": (train_online.OnlineConfig, "pso-online"),
+        "offline": (train_offline.OfflineConfig, "diffusion-dpo"),
+    }[loop]
+    row = report.Planned("a row", make_config(kind, method, model="pocket-turbo", micro_batch=None), pairs=100)
+    planner = report.Planner(gpus.Machine(count=1), "pocket")
+    plan_of = planner.plan(row)
+    tight = 0.9 * plan_of["peak_gb"]
+    planner.gpu = SimpleNamespace(memory=tight / gpus.USABLE, peak=planner.gpu.peak)
+    assert not planner.plan(row)["fits"]
+    change, peak = planner.fitting(row)
+    again = report.Planned("a row", replace(row.training, **change), pairs=100)
+    assert planner.plan(again)["fits"] and planner.plan(again)["peak_gb"] == pytest.approx(peak)
+    planner.gpu = SimpleNamespace(memory=1e-6, peak=planner.gpu.peak)
+    assert planner.fitting(row) is None
+    assert report.halves(12) == [12, 8, 4, 2, 1]
+
+
+def test_the_preflight_refuses_before_anything_is_loaded(tiny_sizes, monkeypatch, capsys, tmp_path):
+    """In one line, with numbers, and what would fit; --anyway goes on to load."""
+    monkeypatch.setattr(planned, "NOTHING", {})
+    monkeypatch.setitem(gpus.GPUS, "small", replace(gpus.GPUS["H100"], memory=0.2))
+
+    def loaded(*args):
+        raise ValueError("loads")
+
+    monkeypatch.setattr(rows, "prepare", loaded)
+    argv = ["--scale", "full", "--out", str(tmp_path), "--only", "online"]
+    for more, said in (
+        (["--gpu", "small"], "row online needs "),
+        (["--gpu", "small", "--anyway"], "loads"),
+        (["--gpu", "H100"], "loads"),
+        (["--gpu", "H1000"], "unknown GPU 'H1000': choose from"),
+    ):
+        with pytest.raises(SystemExit):
+            command(plan.TABLES["pso_table2"], None, argv + more)
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and told.startswith(f"error: {said}"), told
+        if said.startswith("row"):
+            assert "GB in its" in told and "held: " in told and "--anyway goes on" in told
+
+
+@pytest.mark.slow
+def test_distar_with_full_copies_does_not_fit_24_gb(capsys, tmp_path):
+    argv = ["--scale", "full", "--out", str(tmp_path), "--only", "distar", "--gpu", "RTX4090"]
+    with pytest.raises(SystemExit):
+        command(plan.TABLES["distar_table1"], None, argv)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "row distar needs " in told and "RTX4090 has 24, of which 22.1" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plan.TABLES)
+def test_every_recipe_fits_the_card_that_it_names(name):
+    """Its settings that spare memory name it in their source, "fits H100: plan": alone there, or eight by FSDP."""
+    table = at_scale(plan.TABLES[name], "full")
+    for row, about in planned.planned(table, "full").items():
+        if about.training is None:
+            continue
+        sources = recipe(about.training.method, "full") | (table.own.starts | table.rows)[row].settings
+        named = {source for _, source in sources.values() if source.startswith("fits ")}
+        cards = {re.match(r"fits (8 x )?(\S+?)( by FSDP)?: plan", source).groups() for source in named}
+        assert cards, f"{name}, {row}: no setting names a card"
+        for eight, card, fsdp in cards:
+            machine = gpus.Machine(gpu=card, count=8 if eight else 1, fsdp=bool(fsdp))
+            found = report.Planner(machine).plan(replace(about, pictures=()))
+            assert found["fits"], (row, machine, found["peaks_gb"])
 
 
 @pytest.mark.parametrize(
     "args,message",
     [
-        (["pso_table9"], "error: unknown table 'pso_table9': choose from dipp_table1, distar_pareto"),
-        (["pso_table2", "--gpu", "H1000"], "error: unknown GPU 'H1000': choose from V100, A100-40"),
-        (["pso_table2", "--row", "best"], "error: row 'best' of pso_table2 is unknown: choose from offline, online"),
-        (["pso_table2", "--row", "base"], "error: row 'base' of pso_table2 is the model as it is, and takes no"),
-        (["sdpo_table3"], "error: sdpo_table3 trains nothing, so there is nothing to plan"),
+        (["pso_table9"], "error: unknown table 'pso_table9': choose from pso_table1, pso_table2"),
+        ([], "error: unknown table None: choose from pso_table1"),
+        (["pso_table2", "--gpu", "H1000"], "error: unknown GPU 'H1000': choose from A100-40"),
+        (["pso_table2", "--row", "best"], "error: row 'best' of pso_table2 is unknown: choose from pairs, base"),
+        (["pso_table2", "--set", "lrr=1"], "error: --set lrr=1: "),
         (["pso_table2", "--count", "3"], "error: count = 3: batch = 64 of row 'offline' does not divide among"),
         (["pso_table2", "--count", "0"], "error: count = 0: expected more than 0"),
         (["pso_table2", "--utilisation", "30"], "error: utilisation = 30.0: expected a share of the peak, at most 1"),

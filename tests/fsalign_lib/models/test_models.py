@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from fsalign_lib.kernels import build_kernel
+from fsalign_lib.models import latent_model
 from fsalign_lib.models import load as models
 from fsalign_lib.rollout import rollout, seeded_noise
+from fsalign_lib.twins import architectures
+from reproduce.planner import counting
 from tests import tiny
 
 
@@ -73,6 +76,31 @@ def test_prompts_are_encoded_once(model):
     assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
     assert torch.equal(model.encode_prompts(["a dog"])[0], first[1])
     assert len(calls) == 1
+
+
+def test_as_many_pictures_are_decoded_at_once_as_the_stated_memory_holds(model, monkeypatch):
+    """The same pictures come out; with a gradient they stay together, for the loop has cut them already."""
+    sizes, decode = [], model.vae._decode
+    monkeypatch.setattr(model.vae, "_decode", lambda z: sizes.append(len(z)) or decode(z))
+    latents = torch.randn(5, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    assert model.pictures_at_once > 1000
+    whole = model.decode(latents)
+    one = 10 * model.vae.config.block_out_channels[0] * model.image_size**2 * 4
+    monkeypatch.setattr(latent_model, "DECODING", 2 * one + 1)
+    assert model.pictures_at_once == 2
+    torch.testing.assert_close(model.decode(latents), whole, atol=1e-5, rtol=0)
+    model.decode(latents.requires_grad_())
+    assert sizes == [5, 2, 2, 1, 5]
+
+
+@pytest.mark.parametrize("name,dtype,pictures", [("sdxl", "bfloat16", 3), ("sd-turbo", "float32", 6)])
+def test_pictures_at_once_take_no_more_than_is_stated(name, dtype, pictures):
+    """Counted on the meta device, at the published sizes."""
+    model = architectures.meta_model(name, getattr(torch, dtype))
+    assert model.pictures_at_once == pictures
+    with torch.no_grad(), counting.Meter(model.vae.parameters()) as meter:
+        model.decode(torch.empty(pictures, *model.latent_shape, device="meta"))
+    assert 0.8 * latent_model.DECODING < max(meter.trace) <= latent_model.DECODING
 
 
 def test_decode_is_in_range_and_differentiable_and_encode_has_the_latent_shape(model):
