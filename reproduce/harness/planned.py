@@ -138,7 +138,9 @@ def preflight(table: Table, scale: str, apart: Mapping[str, dict], only: Sequenc
     machine, memory = here
     rows, planner = planned(table, scale, apart), Planner(machine, scale)
     planner.gpu = replace(planner.gpu, memory=memory)
-    wanted = {name for row in only for name in (row, row_of(table, row).start) if name} | {"pairs", "all rows"}
+    wanted = {name for row in only for name in (row, row_of(table, row).start) if name} | {"all rows"}
+    if any(rows[name].pairs for name in wanted & rows.keys()) and uses_pairs(table):
+        wanted.add("pairs")
     plans = {name: planner.plan(row) for name, row in rows.items() if name in wanted}
     too_large = [name for name, plan in plans.items() if not plan["fits"]]
     if not too_large:
