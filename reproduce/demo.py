@@ -22,7 +22,7 @@ import tyro
 
 from fsalign_lib.pocket.captions import prompts
 from reproduce.common.cli import command_line, positive
-from reproduce.common.files import claim, last_checkpoint, plain, writable_folder, write_json
+from reproduce.common.files import claim, last_checkpoint, plain, release, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 
 if TYPE_CHECKING:
@@ -273,6 +273,7 @@ def run(demo: Demo) -> None:
     write_json(c.out / "demo.json", about | {"table": rows, "before": before, "after": after})
     took = f"{about['wall_seconds']:.0f} s, {trained:.0f} of training"
     print(f"\nWrote {picture} and {c.out / 'demo.json'} in {took}.")
+    release(c.out / ".lock")
     print(CREDIT + ".")
     print(verdict(gaps["pickscore"]))
 

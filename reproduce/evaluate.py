@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from reproduce.common.cli import command_line, positive, processes
-from reproduce.common.files import claim, last_checkpoint, plain, remove_parts, writable_folder, write_json
+from reproduce.common.files import claim, last_checkpoint, plain, release, remove_parts, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.common.shards import Chunks
 from reproduce.data.prompt_sets import read_prompts, warn_of_cut
@@ -170,7 +170,7 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
     writable_folder(c.out.parent)
     if c.out.suffix != ".json":
         raise ValueError(f"--out {c.out}: expected a file that ends in .json")
-    claim(c.out.with_name(f".{c.out.name}.lock"))
+    claim(lock_of(c.out))
     setup = Setup(c, model, metrics, list(cells(c, prompts)), state, None, settings(c, model, metrics, prompts))
     if pictures:
         setup.reference = FolderReference(pictures, metrics["fid"], parts_folder(c.out), model.device)
@@ -193,6 +193,11 @@ def cells(c: EvaluateConfig, prompts: dict[str, list[str]]) -> Iterator[Cell]:
                 title = f"{place}-{title}-{steps}{'-base' * base}"
                 chunks = Chunks(parts_folder(c.out) / title, -(-len(some) // prompts_at_once(c)))
                 yield Cell(title, name, some, steps, base, chunks)
+
+
+def lock_of(out: Path) -> Path:
+    """Return the lock of a result that is being made."""
+    return out.with_name(f".{out.name}.lock")
 
 
 def parts_folder(out: Path) -> Path:
@@ -288,6 +293,7 @@ def run(setup: Setup) -> None:
         page = report.write(c.out, c.out.with_suffix(".html"))
         print(f"Wrote {c.out} and {page}")
         remove_parts(folder)
+    release(lock_of(c.out))
 
 
 def result(setup: Setup, cell: Cell) -> dict:

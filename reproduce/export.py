@@ -94,10 +94,17 @@ def run(setup: Setup) -> None:
     out, model = setup.config.out, setup.model
     if model.training["training"] == "lora":
         getattr(diffusers, model.text.pipeline).save_lora_weights(out, unet_lora_layers=lora_layers(model))
+        model.write_sampling(out, base=base(setup))
     else:
         model.save_pretrained(out)
     write_text(out / "README.md", card(setup))
     print(f"Wrote {out}")
+
+
+def base(setup: Setup) -> str:
+    """Return what loads the base model: a preset's name, or where its folder is."""
+    name = setup.config.model or setup.training["model"]
+    return name if name in presets.PRESETS else str(Path(name).resolve())
 
 
 def lora_layers(model: LatentModel) -> dict[str, torch.Tensor]:
@@ -134,20 +141,37 @@ def base_parts(name: str) -> list[tuple[str, str]]:
 
 
 def usage(setup: Setup) -> str:
-    """Write the lines of Python that load the export."""
+    """Write the lines of Python that draw a picture with the export, from within its folder."""
+    training, more = setup.training, ""
+    if training["kernel"] not in (None, setup.model.kernel):
+        more = f', "{training["kernel"]}"'
+    return f"""import torch
+
+from fsalign_lib.models.load import load
+from fsalign_lib.rollout import rollout
+
+model = load(".")
+cond, kernel = model.encode_prompts(["a cat"]), model.sampler({training["steps"]}{more})
+noise = torch.randn(len(cond), kernel.num_steps + 1, *model.latent_shape)
+pictures = model.decode(rollout(model, kernel, cond, noise).final)  # (1, 3, H, W) in [0, 1]"""
+
+
+def usage_in_diffusers(setup: Setup) -> str:
+    """Write the lines of Python that load the export into diffusers' pipeline, from within its folder."""
     from fsalign_lib.models.hub import REVISIONS
 
-    pipeline = setup.model.text.pipeline
+    pipeline, preset = setup.model.text.pipeline, presets.PRESETS.get(base(setup))
     if setup.model.training["training"] == "full":
-        return f'pipe = diffusers.{pipeline}.from_pretrained("<this folder>")'
-    preset = presets.PRESETS.get(setup.training["model"])
-    hosted = preset is not None and not isinstance(preset.pipeline, Path)
-    base = preset.pipeline if hosted else setup.training["model"]
-    revision = f', revision="{REVISIONS[base]}"' if base in REVISIONS else ""
-    lines = [f'pipe = diffusers.{pipeline}.from_pretrained("{base}"{revision})']
-    if hosted and (preset.network or preset.lora or preset.vae):
-        lines.append("# then the other parts of the table above in their places")
-    return "\n".join([*lines, 'pipe.load_lora_weights("<this folder>")'])
+        return f'import diffusers\n\npipe = diffusers.{pipeline}.from_pretrained(".")'
+    plain = preset is not None and not (preset.network or preset.lora or preset.vae)
+    if plain and not isinstance(preset.pipeline, Path):
+        revision = f', revision="{REVISIONS[preset.pipeline]}"' if preset.pipeline in REVISIONS else ""
+        lines = ["import diffusers", "", f'pipe = diffusers.{pipeline}.from_pretrained("{preset.pipeline}"{revision})']
+    else:  # of several parts, or none that diffusers knows: it is written as one pipeline first
+        lines = ["import diffusers", "", "from fsalign_lib.models.load import load", ""]
+        lines += [f'load("{base(setup)}").save_pretrained("base")']
+        lines += [f'pipe = diffusers.{pipeline}.from_pretrained("base")']
+    return "\n".join([*lines, 'pipe.load_lora_weights(".")'])
 
 
 def settings_table(training: dict) -> str:
@@ -210,7 +234,8 @@ def card(setup: Setup) -> str:
         "## Base model",
         "\n".join(["| part | from |", "| --- | --- |", *(f"| {part} | {where} |" for part, where in parts)]),
         "## Use",
-        f"```python\nimport diffusers\n\n{usage(setup)}\n```",
+        f"From within this folder, with the sampler and guidance of its training:\n\n```python\n{usage(setup)}\n```",
+        f"Or in diffusers:\n\n```python\n{usage_in_diffusers(setup)}\n```",
         f"It was trained at {training['steps']} sampling steps"
         + (f" with the sampler {training['kernel'] or setup.model.kernel}."),
         "## Settings",

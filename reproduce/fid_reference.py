@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from reproduce.common.cli import command_line, processes
-from reproduce.common.files import claim, remove_parts, writable_folder
+from reproduce.common.files import claim, release, remove_parts, writable_folder
 
 if TYPE_CHECKING:
     from reproduce.evaluation.folder_reference import FolderReference
@@ -67,6 +67,7 @@ def run(setup: tuple[ReferenceConfig, FolderReference]) -> None:
         print(f"Wrote {config.out}, of {gaussian.count} pictures.")
         print(*few_pictures(gaussian.count, folder.fid.dimensions, "reference"), sep="\n")
         remove_parts(folder.parts)
+    release(config.out.with_name(f".{config.out.name}.lock"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

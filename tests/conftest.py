@@ -10,10 +10,19 @@ import matplotlib  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from reproduce.common import files  # noqa: E402
 from tests import tiny  # noqa: E402
 
 torch.set_num_threads(1)  # networks this small gain nothing from more, and sums have the order that they have elsewhere
 matplotlib.use("Agg")  # in this process only: MPLBACKEND would reach the notebooks' kernels and take their figures away
+
+
+@pytest.fixture(autouse=True)
+def release_folders():
+    """A process holds the folders of its runs until they end, and most that tests begin never do."""
+    yield
+    for lock in list(files.CLAIMS):
+        files.release(lock)
 
 
 @pytest.fixture(scope="module")

@@ -366,7 +366,7 @@ class LatentModel:
                 p.copy_(tensors[name])
 
     def sampling(self) -> dict[str, Any]:
-        """Return how a model that knows only certain times is sampled: fields of `presets.Preset`."""
+        """Return how the model is sampled: fields of `presets.Preset`."""
         return {"kernel": self.kernel, "timesteps": self.timesteps, "guidance": self.guidance_scale}
 
     def merged_network(self) -> nn.Module:
@@ -380,7 +380,7 @@ class LatentModel:
     def save_pretrained(self, folder: Path) -> None:
         """Write a diffusers pipeline folder with the trained weights merged in; `load` reads it.
 
-        Where the model knows only certain times, presets.SAMPLING stands beside the parts and says so to `load`.
+        presets.SAMPLING stands beside the parts, and tells `load` the sampler, its times and the guidance.
         """
         parts = {
             self.text.network: self.merged_network(),
@@ -389,8 +389,11 @@ class LatentModel:
             **self.text.components(),
         }
         getattr(diffusers, self.text.pipeline)(**parts).save_pretrained(folder, safe_serialization=True)
-        if self.timesteps is not None:
-            (Path(folder) / SAMPLING).write_text(json.dumps(self.sampling(), indent=2) + "\n")
+        self.write_sampling(folder)
+
+    def write_sampling(self, folder: Path, **more: str) -> None:
+        """Write how the model is sampled into a folder, with what else `load` has to know of it."""
+        (Path(folder) / SAMPLING).write_text(json.dumps(self.sampling() | more, indent=2) + "\n")
 
 
 def vae_factor(vae: nn.Module) -> int:

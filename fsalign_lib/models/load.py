@@ -1,7 +1,8 @@
 """Load models in diffusers' and transformers' classes: presets by name, and pipeline folders.
 
-`load(name)` takes a preset ("pocket-turbo", see `presets`) or a folder in diffusers' pipeline layout. The LoRA of a
-preset can be put on another teacher: `load("pocket-lcm", network=teacher.merged_network())`.
+`load(name)` takes a preset ("pocket-turbo", see `presets`), a folder in diffusers' pipeline layout, or one with a LoRA
+that reproduce/export.py wrote. The LoRA of a preset can be put on another teacher:
+`load("pocket-lcm", network=teacher.merged_network())`.
 
 `hub` says where published files are read from, `tensor_files` how.
 """
@@ -21,7 +22,7 @@ from torch import nn
 from fsalign_lib.models import presets
 from fsalign_lib.models.conditioning import ClipText, T5Text, TwoClipText
 from fsalign_lib.models.hub import Hub
-from fsalign_lib.models.latent_model import LatentModel, vae_factor
+from fsalign_lib.models.latent_model import LatentModel, fingerprint, vae_factor
 from fsalign_lib.models.presets import SCHEDULERS, Preset
 from fsalign_lib.models.tensor_files import fill, load_pretrained, read_tensors
 
@@ -35,7 +36,7 @@ def load(
     hub: str | Path | None = None,
     network: nn.Module | None = None,
 ) -> LatentModel:
-    """Load a preset by name, or a folder in diffusers' pipeline layout.
+    """Load a preset by name, a folder in diffusers' pipeline layout, or an exported LoRA on its base.
 
     Args:
         dtype: of all networks.
@@ -51,6 +52,8 @@ def load(
         PermissionError: a repository asks for consent.
     """
     name = str(name)
+    if (Path(name) / presets.LORA_FILE).is_file():
+        return _with_lora(Path(name), dtype, image_size, hub, network)
     files = Hub.of(f"model {name!r}", hub)
     preset, root = _find(name, files)
     scheduler = _scheduler(name, preset, root, SCHEDULERS)
@@ -61,6 +64,29 @@ def load(
     image_size = image_size or unet.config.sample_size * vae_factor(vae)
     text = _text(name, root, unet.config, image_size, dtype)
     return LatentModel(name, unet, vae, text, scheduler, preset, image_size)
+
+
+def _with_lora(folder: Path, dtype, image_size, hub, network) -> LatentModel:
+    """Load the base of an exported LoRA, add the LoRA to its weights, and sample as the trained model was.
+
+    Raises:
+        ValueError: nothing says what the base is.
+    """
+    about, base = _sampling(folder / presets.SAMPLING), _base(folder / presets.SAMPLING)
+    model = load(base, dtype, image_size, hub, network)
+    merge_lora(model.unet, folder / presets.LORA_FILE)
+    model.unet.requires_grad_(False)
+    model.name, model.fingerprint = str(folder), fingerprint(model.unet)
+    model.kernel, model.timesteps, model.guidance_scale = about["kernel"], about["timesteps"], about["guidance"]
+    return model
+
+
+def _base(note: Path) -> str:
+    """Read which model a LoRA is for: a preset, or a folder."""
+    base = json.loads(note.read_text()).get("base") if note.exists() else None
+    if base is None:
+        raise ValueError(f"{note.parent} holds a LoRA and no {note.name} with its base: load the base, and merge_lora")
+    return base
 
 
 def _find(name: str, hub: Hub) -> tuple[Preset, Path]:
@@ -110,7 +136,7 @@ def _sampling(path: Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
         return {
             "kernel": about["kernel"],
-            "timesteps": tuple(map(int, about["timesteps"])),
+            "timesteps": None if about["timesteps"] is None else tuple(map(int, about["timesteps"])),
             "guidance": float(about["guidance"]),
         }
     except (json.JSONDecodeError, KeyError, TypeError, ValueError):

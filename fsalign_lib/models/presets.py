@@ -35,7 +35,7 @@ SCHEDULERS = {
     "DPMSolverMultistepScheduler": "ddim",
 }
 
-# In a pipeline folder: the kernel, times and guidance of a model that knows only certain times, as JSON.
+# In a folder that was written here: the model's kernel, times and guidance as JSON, and a LoRA's base.
 SAMPLING = "sampling.json"
 
 # diffusers' LCMScheduler on DMD2's grid: with 1000 origin steps it takes every (1000 / N)-th time, 999 the first.

@@ -53,6 +53,9 @@ def claim(lock: Path) -> None:
     file = lock.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+            file.close()
+            return claim(lock)  # whoever held it has let go of it, and of the file, since it was opened
     except BlockingIOError:
         file.seek(0)
         first = " ".join(file.read().split()) or "another process"
@@ -70,8 +73,9 @@ def claim(lock: Path) -> None:
 
 
 def release(lock: Path) -> None:
-    """Let go of a lock that this process holds; the file stays, as another may be waiting for it."""
+    """Let go of a lock that this process holds, and remove its file."""
     if file := CLAIMS.pop(lock.resolve(), None):
+        lock.unlink(missing_ok=True)
         file.close()
 
 
