@@ -50,10 +50,9 @@ def load(name: str) -> types.ModuleType:
             raise ModuleNotFoundError(f"{PACKAGES[needed]} is not installed: get it by `make image-reward`")
     with supplied(), warnings.catch_warnings():  # the packages switch warnings off for everybody
         if package == "ImageReward":
-            with (
-                mock.patch.multiple(modeling_utils, create=True, **OLDER),
-                mock.patch.object(transformers, "BertTokenizer", BertTokenizer),
-            ):
+            # By name: transformers puts another module in its own place while it is first imported.
+            older = mock.patch.multiple("transformers.modeling_utils", create=True, **OLDER)
+            with older, mock.patch("transformers.BertTokenizer", BertTokenizer):
                 return importlib.import_module(name)
         with mock.patch.object(gzip, "open", _open_vocabulary):
             return importlib.import_module(name)
