@@ -112,14 +112,15 @@ def seeds_due(found: Evidence, fewest: int, most: int) -> int:
     """Return how many training seeds a claim gets, by a rule that does not look at which way it falls.
 
     The smallest number, of `fewest` to `most`, at which half of the 95% interval is at most half the margin: then
-    whatever the estimate, the claim is decided or equivalent. The spread of the seeds at hand says which; the estimate
-    has no part in it, or adding seeds would make errors more frequent.
+    whatever the estimate, the claim is decided or equivalent. `fewest` where even `most` are not enough: prompts, or
+    seeds, differ too much for that. The spread of the seeds at hand says which; the estimate has no part in it, or
+    adding seeds would make errors more frequent.
     """
-    for seeds in range(fewest, most):
+    for seeds in range(fewest, most + 1):
         interval = found.effect.with_seeds(seeds).interval()
         if (interval.high - interval.low) / 2 <= (found.margin or 0.0) / 2:
             return seeds
-    return most
+    return fewest
 
 
 def collapsed(falls: np.ndarray, margins: np.ndarray) -> np.ndarray:

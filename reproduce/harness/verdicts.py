@@ -22,6 +22,10 @@ from reproduce.harness.markdown import full_title, interval, markdown_table
 from reproduce.papers.claim import Claim
 
 NOT_RUN = "not run"
+NO_ENDS = (
+    "No primary claim of this table is on what two trained rows score at the end of training, which is what can be "
+    "compared at equal KL."
+)
 NO_KL = (
     "The KL from the reference is not measured over training in this table: its rows are compared at equal training "
     "alone, at whatever distance each has gone."
@@ -107,8 +111,8 @@ def more_seeds(table: Table, result: dict | None) -> list[str]:
         return []
     due = max(protocol.seeds_due(one, len(SEEDS), MOST_SEEDS) for one in found)
     return [
-        f"Training seeds: {training_seeds(table, result)} were run; by the rule for more seeds, from the spread of "
-        f"these alone, the primary claims are due {due}."
+        f"Training seeds: {training_seeds(table, result)} were run; by the rule for more seeds, which sees the spread "
+        f"of these alone, the primary claims are due {due}."
     ]
 
 
@@ -164,7 +168,7 @@ def equal_distance(table: Table, result: dict | None) -> str:
         "came there first, between its points linearly, seed by seed. KL in nats, a step's mean, as in *What it took*. "
         "The spread over prompts is taken from the end of training."
     )
-    text = f"{note}\n\n{markdown_table(header, body)}" if body else NO_KL
+    text = f"{note}\n\n{markdown_table(header, body)}" if body else NO_ENDS if table.own.curve else NO_KL
     return f"## At equal distance from the reference\n\n{text}"
 
 
