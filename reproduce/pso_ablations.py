@@ -97,7 +97,7 @@ def row(name: str, title: str, own: dict) -> Row:
 def compare_with_base(table: Table, runs: list[dict], prompts: dict[str, list[str]]) -> dict[str, Any]:
     """Give each run the end of its training, and return how far each row lies from the base recipe."""
     from reproduce.evaluation.scores import compare
-    from reproduce.harness.claims import Scores
+    from reproduce.harness.comparisons import Scores
 
     for run in runs:
         if run["training"]:

@@ -10,7 +10,8 @@ from dataclasses import asdict
 
 from reproduce.common.provenance import core_seconds
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
-from reproduce.harness.claims import PAPERS, Scores, claims_of, trained, training_seeds
+from reproduce.harness.claims import PAPERS, claims_of
+from reproduce.harness.comparisons import Scores, trained, training_seeds
 from reproduce.harness.curves import spent
 from reproduce.harness.declare import Row, Table
 from reproduce.harness.markdown import full_title, markdown_table, mean_and_deviation

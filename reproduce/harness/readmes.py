@@ -17,8 +17,8 @@ from reproduce.harness.claims import (
     primary_claims,
     primary_records,
     read_claims,
-    training_seeds,
 )
+from reproduce.harness.comparisons import training_seeds
 from reproduce.harness.declare import Table
 from reproduce.harness.protocol import STATUSES
 from reproduce.harness.rows import trained_here

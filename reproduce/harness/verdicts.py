@@ -6,17 +6,8 @@ Below, `result` is as in page.py.
 from collections.abc import Sequence
 
 from reproduce.harness import protocol
-from reproduce.harness.claims import (
-    Scores,
-    claims_of,
-    count,
-    evidence,
-    primary_claims,
-    primary_records,
-    trained,
-    training_seeds,
-    unit,
-)
+from reproduce.harness.claims import claims_of, count, evidence, primary_claims, primary_records
+from reproduce.harness.comparisons import Scores, trained, training_seeds, unit
 from reproduce.harness.declare import MOST_SEEDS, SEEDS, Column, Table
 from reproduce.harness.markdown import full_title, interval, markdown_table
 from reproduce.papers.claim import Claim
@@ -119,7 +110,8 @@ def more_seeds(table: Table, result: dict | None) -> list[str]:
 def learning(table: Table, result: dict | None) -> str:
     """Say of each trained row in which metrics it rose above the untrained model, and how many seeds collapsed."""
     body = []
-    for found in Scores(table, result["runs"], result["prompts"]).learning() if result else ():
+    scores = Scores(table, result["runs"], result["prompts"], claims_of(table)) if result else None
+    for found in scores.learning() if scores else ():
         told: dict[bool, list[str]] = {True: [], False: []}
         for metric, (effect, margin) in found["rises"].items():
             column = (table.metrics | table.beside)[metric]

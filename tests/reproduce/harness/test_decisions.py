@@ -8,7 +8,8 @@ import pytest
 
 from fsalign_lib.metrics.statistics import crossed
 from reproduce.harness import claims, curves
-from reproduce.harness.claims import PAPERS, Scores, correct, decided, primary_records
+from reproduce.harness.claims import PAPERS, claims_of, correct, decided, primary_records
+from reproduce.harness.comparisons import Scores, unit
 from reproduce.harness.declare import SEEDS, Column, Prompts, Row, Sampled, Table
 from reproduce.harness.verdicts import equal_distance
 from reproduce.papers.claim import Pattern, TableClaims
@@ -213,7 +214,7 @@ def test_a_metric_of_one_picture_a_prompt_takes_the_margin_that_was_measured_apa
 
 def test_a_derived_number_has_the_units_of_its_metric():
     named = ("hps-rise", "hps-timed", "hps-drop", "hps-gain", "vendi-ahead", "clip-t", "hps")
-    assert [claims.unit(name) for name in named] == ["hps"] * 4 + ["vendi", "clip-t", "hps"]
+    assert [unit(name) for name in named] == ["hps"] * 4 + ["vendi", "clip-t", "hps"]
 
 
 # over a paper
@@ -265,7 +266,7 @@ def test_learning_and_collapses_are_told_row_by_row():
         if (run["row"], run["seed"]) in (("one", 4), ("other", 2)):
             for cell in run["cells"].values():
                 cell["scores"] = cell["scores"] | {"hps": (np.array(cell["scores"]["hps"]) - 2.0).tolist()}
-    found = {about["row"]: about for about in Scores(TABLE, runs, {"p": ["a cat"] * P}).learning()}
+    found = {about["row"]: about for about in Scores(TABLE, runs, {"p": ["a cat"] * P}, claims_of(TABLE)).learning()}
     assert found["one"]["collapsed"] == [4] and found["other"]["collapsed"] == [2]
     assert list(found["one"]["rises"]) == ["hps"] and list(found["tuned"]["rises"]) == ["hps", "clip", "far"]
     effect, margin = found["one"]["rises"]["hps"]
@@ -302,7 +303,7 @@ def test_at_equal_distance_the_one_that_went_far_may_be_behind():
             made = curve(run["seed"], run["row"], kls, ends)["curve"]
             run["curve"] = made
     result = correct(decide(runs), [])
-    claim = next(c for c in claims.claims_of(TABLE) if (c.metric, c.below) == ("hps", "one"))
+    claim = next(c for c in claims_of(TABLE) if (c.metric, c.below) == ("hps", "one"))
     about = primary_records(result)[claim.primary]
     kl, found = Scores(TABLE, runs, result["prompts"]).equal_kl(claim, (1, 4), claims.evidence(about))
     assert kl == 1.0 and about["status"] == "reproduced"
