@@ -27,7 +27,7 @@ from reproduce import (
 from reproduce.common.files import plain
 from reproduce.common.provenance import Clock, core_seconds
 from reproduce.evaluation.scores import picture_noise
-from reproduce.harness import claims, curves, readmes, snapshots
+from reproduce.harness import claims, curves, dry_run, planned, readmes, snapshots
 from reproduce.harness import figures as curve_figures
 from reproduce.harness import page as table_text
 from reproduce.harness.command import RESULTS, at_scale, command
@@ -451,9 +451,9 @@ def test_dry_run_tells_rows_and_claims(script, capsys):
     assert all(c.id in told for c in claims.read_claims(script.TABLE.name))
 
 
-def test_what_reads_another_table_takes_no_training(capsys):
-    command(sdpo_curves.TABLE, None, ["--dry-run", "--scale", "full"])
-    assert "sdpo-animals for 45 animals" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="sdpo_curves trains nothing"):
-        plan.prepare(plan.PlanConfig(table="sdpo_curves"))
+def test_what_reads_another_table_takes_no_training():
+    table = at_scale(sdpo_curves.TABLE, "full")
+    assert "sdpo-animals for 45 animals" in dry_run.description(table, "full")
+    rows = planned.planned(table, "full").values()
+    assert all(row.training is None and row.pictures for row in rows), "it draws from what another trained"
     assert {"sdpo_ablations", "sdpo_instability"} < set(plan.TABLES)
