@@ -119,9 +119,17 @@ def test_autocast_is_for_the_networks_alone(make):
     assert found.flops(True)["student update"]["bfloat16"] > update["bfloat16"], "computed again, and cast"
 
 
+class Brightness(torch.nn.Module):
+    """Stand in for a reward's network."""
+
+    def forward(self, images, prompts):
+        return images.mean((1, 2, 3))
+
+
 def test_the_plan_of_a_table(monkeypatch, capsys, folder):
     monkeypatch.setattr(report, "meta_model", lambda name, dtype: models.load(folder).to(torch.device("meta")))
-    monkeypatch.setattr(report, "meta_reward", lambda name, scale: None)
+    reward = Brightness()
+    monkeypatch.setattr(report, "meta_reward", lambda name, scale: reward)
     asked = ["--row", "distar", "dipp", "--set", "training=lora", "--count", "1", "--gpu", "RTX4090", "--json"]
     plan.main(["distar_table1", *asked])
     found = json.loads(capsys.readouterr().out)["rows"]
