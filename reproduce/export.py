@@ -3,7 +3,8 @@
 python reproduce/export.py --checkpoint runs/pso --out export/pso
 
 A LoRA becomes pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(out)`. A model whose weights were all
-trained becomes a pipeline folder, for `from_pretrained(out)`.
+trained becomes a pipeline folder, for `from_pretrained(out)`, and so does one whose pipeline loads no LoRA (PixArt),
+with the LoRA merged in.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def run(setup: Setup) -> None:
     import diffusers
 
     out, model = setup.config.out, setup.model
-    if model.training["training"] == "lora":
+    if leaves_as_lora(model):
         getattr(diffusers, model.text.pipeline).save_lora_weights(out, unet_lora_layers=lora_layers(model))
         model.write_sampling(out, base=base(setup))
     else:
@@ -105,6 +106,14 @@ def base(setup: Setup) -> str:
     """Return what loads the base model: a preset's name, or where its folder is."""
     name = setup.config.model or setup.training["model"]
     return name if name in presets.PRESETS else str(Path(name).resolve())
+
+
+def leaves_as_lora(model: LatentModel) -> bool:
+    """Tell whether a LoRA was trained, and the model's pipeline loads such."""
+    import diffusers
+
+    pipeline = getattr(diffusers, model.text.pipeline)
+    return model.training["training"] == "lora" and hasattr(pipeline, "save_lora_weights")
 
 
 def lora_layers(model: LatentModel) -> dict[str, torch.Tensor]:
@@ -161,7 +170,7 @@ def usage_in_diffusers(setup: Setup) -> str:
     from fsalign_lib.models.hub import REVISIONS
 
     pipeline, preset = setup.model.text.pipeline, presets.PRESETS.get(base(setup))
-    if setup.model.training["training"] == "full":
+    if not leaves_as_lora(setup.model):
         return f'import diffusers\n\npipe = diffusers.{pipeline}.from_pretrained(".")'
     plain = preset is not None and not (preset.network or preset.lora or preset.vae)
     if plain and not isinstance(preset.pipeline, Path):
@@ -215,13 +224,14 @@ def card(setup: Setup) -> str:
     """Write the model card."""
     training = setup.training
     lora = setup.model.training["training"] == "lora"
+    alone = leaves_as_lora(setup.model)
     parts = base_parts(training["model"])
     preset = presets.PRESETS.get(training["model"])
     hosted = preset is not None and not isinstance(preset.pipeline, Path)
     head = ["---", "library_name: diffusers", *([f"base_model: {preset.pipeline}"] if hosted else [])]
-    head += ["tags:", "- text-to-image", *(["- lora"] if lora else []), f"- {training['method']}", "---"]
+    head += ["tags:", "- text-to-image", *(["- lora"] if alone else []), f"- {training['method']}", "---"]
     against = against_what(training)
-    what = f"A LoRA of rank {training['rank']} for" if lora else "All weights of"
+    what = f"A LoRA of rank {training['rank']} {'for' if alone else 'merged into'}" if lora else "All weights of"
     measured = (
         metrics_table(setup.evaluation)
         if setup.evaluation

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -34,7 +34,7 @@ class Adapters:
         with torch.random.fork_rng(), self._same_trained(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what is wanted
             torch.manual_seed(seed)
-            self.network.add_adapter(config, name)
+            inject_adapter_in_model(config, self.network, name)  # diffusers' add_adapter is not there for PixArt
         self._layers = [m for m in self.network.modules() if isinstance(m, BaseTunerLayer)]
         for p in self.weights(name).values():
             p.data = p.data.float()

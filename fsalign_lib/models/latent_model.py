@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 import diffusers
 import torch
+from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fsalign_lib.devices import send, table_on
 from fsalign_lib.kernels import Kernel, build_kernel
@@ -250,10 +252,8 @@ class LatentModel:
             name: where several models share the network, one for each.
 
         Raises:
-            ValueError: it is trained already, or diffusers has no adapters for this network (PixArt).
+            ValueError: it is trained already.
         """
-        if not hasattr(self.unet, "add_adapter"):
-            raise ValueError(f"{self.name}: {type(self.unet).__name__} takes no adapters: train all weights (full)")
         self._start_training()
         config = LoraConfig(
             r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)
@@ -294,10 +294,8 @@ class LatentModel:
             self._in_reference = False
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights, whole and on the CPU. Under FSDP each process holds a share: all must call it."""
-        trained = self.trained_parameters().items()
-        whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained}
-        return {name: p.detach().cpu().contiguous() for name, p in whole.items()}
+        """Return the trained weights, `whole` each. Under FSDP each process holds a share: all must call it."""
+        return {name: whole(p) for name, p in self.trained_parameters().items()}
 
     def save_adapter(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
         """Write the trained weights (adapters, or the whole UNet), and which model they belong to.
@@ -373,8 +371,9 @@ class LatentModel:
         """Copy the network and merge the trained weights in."""
         unet = copy.deepcopy(self.unet)
         if self.adapter is not None:
-            unet.fuse_lora(adapter_names=[self.adapter])
-            unet.unload_lora()
+            for layer in [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]:
+                layer.merge(adapter_names=[self.adapter])
+            recurse_remove_peft_layers(unet)
         return unet
 
     def save_pretrained(self, folder: Path) -> None:
@@ -394,6 +393,25 @@ class LatentModel:
     def write_sampling(self, folder: Path, **more: str) -> None:
         """Write how the model is sampled into a folder, with what else `load` has to know of it."""
         (Path(folder) / SAMPLING).write_text(json.dumps(self.sampling() | more, indent=2) + "\n")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU, without its graph.
+
+    One that FSDP holds in parts is gathered, for which all processes must call this: on the first it is whole, and
+    empty on the others, so that only one of them has to hold it.
+    """
+    if isinstance(tensor, DTensor):
+        gathered = tensor.detach().full_tensor()
+        tensor = gathered if tensor.device_mesh.get_rank() == 0 else gathered.new_empty(0)
+    return tensor.detach().cpu().contiguous()
+
+
+def share_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this process's share of a whole tensor that all processes have, in parts as `like` is; or all of it."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def vae_factor(vae: nn.Module) -> int:
