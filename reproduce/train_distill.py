@@ -52,7 +52,7 @@ from reproduce.data.prompt_sets import read_prompts, warn_of_cut
 from reproduce.training.config import KEPT_PROMPTS, RewardFunction, TrainConfig, parse_training
 from reproduce.training.ema import Average
 from reproduce.training.methods import METHODS, Matched, find
-from reproduce.training.run import Run, check_divides, check_training, epoch_rows, kept, load_model
+from reproduce.training.run import Run, check_divides, check_training, epoch_rows, fsdp_asked, kept, load_model
 
 STUDENT, ASSISTANT = 0, 1  # of the run's two learners
 
@@ -185,6 +185,11 @@ def prepare(
     check_settings(config)
     check_training(config)
     check_divides(config)
+    if config.training == "lora" and fsdp_asked():
+        raise ValueError(
+            "training lora: adapters on one network are not sharded; launch with reproduce/launch/eight_gpus.yaml, or "
+            "use --training full"
+        )
     prompts = read_prompts(config.prompts)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -200,13 +205,13 @@ def prepare(
     if isinstance(reward, JPEGReward):
         raise ValueError(f"reward {config.reward} has no gradient: choose another, or train_online.py")
     run = Run(config, trio.student, trio.assistant, config.assistant_lr)
-    if run.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError("distillation trains two networks: launch it with several processes, not FSDP or DeepSpeed")
-    teacher.to(run.accelerator.device)
+    if run.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("distillation trains two networks, and DeepSpeed takes one: use reproduce/launch/fsdp.yaml")
     if config.gradient_checkpointing:
         teacher.checkpoint_gradients()
     if teacher.unet not in (trio.student.unet, trio.assistant.unet):
-        teacher.network = run.accelerator.prepare_model(teacher.unet, evaluation_mode=True)
+        teacher.network = run.prepare_frozen(teacher.unet)
+    teacher.to(run.accelerator.device)
     average = run.trained = Average(trio.student, config.ema, config.ema_ramp)
     run.keep(average)
     run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}", teacher=teacher.fingerprint[:12])

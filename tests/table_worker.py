@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import os
 
 from reproduce.harness import rows, snapshots, targets  # noqa: F401 what a script imports when it runs something
 from reproduce.harness.command import command
@@ -10,6 +11,7 @@ from reproduce.harness.declare import SMOKE
 from reproduce.recipes import recipe
 from reproduce.training.methods import METHODS
 from reproduce.training.run import Run
+from tests.training_worker import FSDP
 
 of_run = Run.micro_batches
 
@@ -20,8 +22,13 @@ def halves(run: Run, prompts, number, which=0):
     return of_run(run, prompts, number, which)
 
 
-def table(name: str, argv: list[str]) -> None:
-    """Run reproduce/<name>.py at full scale on small random twins, without its progress bars."""
+def table(name: str, argv: list[str], sharded: bool = False) -> None:
+    """Run reproduce/<name>.py at full scale on small random twins, without its progress bars.
+
+    Args:
+        sharded: as under `accelerate launch --config_file reproduce/launch/fsdp.yaml`.
+    """
+    os.environ.update(FSDP if sharded else {})
     Run.micro_batches, targets.AT_ONCE = halves, 1
     script = importlib.import_module(f"reproduce.{name}")
     for method, settings in SMOKE.settings.items():

@@ -14,17 +14,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
-from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.latent_model import LatentModel, share_of, whole
 from reproduce.common.files import last_checkpoint, remove_written, write_json
 
 SECOND = "second.safetensors"
@@ -35,19 +35,41 @@ WRITTEN = (
 )
 
 
+class Kept(Protocol):
+    """Hold tensors that a run needs to go on, beside its weights and optimizers; the same on all processes."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Trained(Protocol):
+    """Give the weights that a run leaves: the model's that learns, or an average over its updates."""
+
+    def trained_tensors(self) -> dict[str, Tensor]: ...
+
+
 @dataclass
 class Weights:
     """Hold what is written of the networks."""
 
     model: LatentModel
-    trained: dict[str, Tensor]  # of the model
-    second: dict[str, Tensor] | None = None  # of another network that is trained, if there is one
+    trained: Trained  # the weights that the run leaves: the model's, or an average's
+    second: LatentModel | None = None  # another that is trained, if there is one
 
-    def write(self, folder: Path) -> None:
-        """Write trained.safetensors and trained.json, and second.safetensors if there is a second network."""
-        self.model.save_adapter(folder, self.trained)
+    def write(self, folder: Path | None) -> None:
+        """Write trained.safetensors and trained.json, and second.safetensors if there is a second network.
+
+        Args:
+            folder: None on the processes that do not write: under FSDP they hold a share of the tensors.
+        """
+        tensors = self.trained.trained_tensors()
+        if folder:
+            self.model.save_adapter(folder, tensors)
         if self.second is not None:
-            save_file(self.second, folder / SECOND)
+            tensors = self.second.trained_tensors()
+            if folder:
+                save_file(tensors, folder / SECOND)
 
 
 @contextlib.contextmanager
@@ -99,54 +121,56 @@ def save(
     weights: Weights,
     optimizers: Sequence[Any],
     state: dict[str, Any],
-    kept: dict[str, Tensor],
+    kept: Kept | None,
 ) -> None:
     """Write checkpoints/<step>. Every process must call it: each may hold a part of the tensors.
+
+    Tensors in parts are gathered one after the other, for a file at a time, and written in the form that a single
+    process has: any number of processes can go on from it.
 
     Args:
         optimizers: of the model, and of the second network if there is one.
         state: as JSON: the step, the configuration, the history, the time spent.
-        kept: what else a resumed run needs, the same on all processes.
+        kept: what else a resumed run needs.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return _save_deepspeed(out, step, accelerator, weights, state, kept)
-    # In the form that a single process has, so that any number of processes can go on from it.
-    steps = tree_map(
-        lambda v: v.full_tensor().cpu() if isinstance(v, DTensor) else v, [o.state_dict() for o in optimizers]
-    )
-    if accelerator.is_main_process:
-        with new_checkpoint(out, step) as folder:
-            weights.write(folder)
-            for name, its_steps in zip(OPTIMIZERS, steps, strict=False):
-                torch.save(its_steps, folder / name)
-            _write_state(folder, state, kept)
+    with new_checkpoint(out, step) if accelerator.is_main_process else contextlib.nullcontext() as folder:
+        weights.write(folder)
+        for name, optimizer in zip(OPTIMIZERS, optimizers, strict=False):
+            steps = tree_map(lambda v: whole(v) if isinstance(v, DTensor) else v, optimizer.state_dict())
+            if folder:
+                torch.save(steps, folder / name)
+        _write_state(folder, state, kept)
     accelerator.wait_for_everyone()
 
 
-def snapshot(out: Path, step: int, accelerator: Accelerator, model: LatentModel, trained: dict[str, Tensor]) -> None:
+def snapshot(out: Path, step: int, accelerator: Accelerator, weights: Weights) -> None:
     """Keep the trained weights alone in snapshots/<step>. Every process must call it."""
+    tensors = weights.trained.trained_tensors()
     if accelerator.is_main_process:
         with whole_folder(out, "snapshot", step) as folder:
-            model.save_adapter(folder, trained)
+            weights.model.save_adapter(folder, tensors)
 
 
-def _write_state(folder: Path, state: dict[str, Any], kept: dict[str, Tensor]) -> None:
-    if kept:
-        save_file(kept, folder / "kept.safetensors")
-    write_json(folder / "state.json", state)
+def _write_state(folder: Path | None, state: dict[str, Any], kept: Kept | None) -> None:
+    tensors = kept.state_dict() if kept is not None else {}
+    if folder:
+        if tensors:
+            save_file(tensors, folder / "kept.safetensors")
+        write_json(folder / "state.json", state)
 
 
 def _save_deepspeed(
-    out: Path, step: int, accelerator: Accelerator, weights: Weights, state: dict, kept: dict[str, Tensor]
+    out: Path, step: int, accelerator: Accelerator, weights: Weights, state: dict, kept: Kept | None
 ) -> None:
     with new_checkpoint(out, step) if accelerator.is_main_process else contextlib.nullcontext() as folder:
         accelerator.wait_for_everyone()
         engine = weights.model.network
         engine.save_checkpoint(out / "checkpoints" / "unfinished", "deepspeed", exclude_frozen_parameters=True)
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            weights.write(folder)
-            _write_state(folder, state, kept)
+        weights.write(folder)
+        _write_state(folder, state, kept)
     accelerator.wait_for_everyone()
 
 
@@ -156,15 +180,11 @@ def load_optimizers(folder: Path, accelerator: Accelerator, model: LatentModel, 
         model.network.load_checkpoint(folder, "deepspeed", load_module_strict=False)
         return
     for name, optimizer in zip(OPTIMIZERS, optimizers, strict=False):
-        steps = torch.load(folder / name, map_location="cpu", weights_only=True)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        sharded = isinstance(parameters[0], DTensor)  # then only a share of what is read has to be in memory
+        steps = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=sharded)
         for place, kept in steps["state"].items():
             p = parameters[place]
-            if isinstance(p, DTensor):
-                steps["state"][place] = {key: _part(value, p) for key, value in kept.items()}
+            # the count of steps is not in parts
+            steps["state"][place] = {k: share_of(v, p) if v.shape == p.shape else v for k, v in kept.items()}
         optimizer.load_state_dict(steps)
-
-
-def _part(value: Tensor, p: DTensor) -> Tensor:
-    """Return this process's part of a moment; the count of steps is not in parts."""
-    return distribute_tensor(value, p.device_mesh, p.placements) if value.shape == p.shape else value

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.latent_model import LatentModel, share_of, whole
 
 
 class Average:
@@ -38,8 +38,8 @@ class Average:
             p.copy_(self.weights[name])
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """Return the average on the CPU, as `LatentModel.save_adapter` takes it."""
-        return {name: w.cpu().contiguous() for name, w in self.weights.items()}
+        """Return the average, `whole` each. Under FSDP each process holds a share: all must call it."""
+        return {name: whole(w) for name, w in self.weights.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights themselves: a resumed run has loaded the average in their place."""
@@ -49,4 +49,4 @@ class Average:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put the weights back into the model; the average stays as it was loaded."""
         for name, p in self.model.trained_parameters().items():
-            p.copy_(state[name])
+            p.copy_(share_of(state[name], p))

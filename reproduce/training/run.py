@@ -11,6 +11,7 @@ What the launcher set up (one process, DDP, FSDP 2, DeepSpeed) and the precision
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -18,14 +19,13 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from fsalign_lib.kernels import Kernel, require_stochastic
 from fsalign_lib.models.latent_model import LatentModel, fingerprint
@@ -33,7 +33,8 @@ from fsalign_lib.models.load import load
 from reproduce.common.cli import generator, positive, processes
 from reproduce.common.files import claim, last_checkpoint, plain, release, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
-from reproduce.training import checkpoints
+from reproduce.training import checkpoints, sharding
+from reproduce.training.checkpoints import Kept, Trained
 from reproduce.training.config import TrainConfig
 
 # What accelerate would take from the environment, and what it may say: the mathematics is the settings' alone.
@@ -49,20 +50,6 @@ FIRST_CHECKPOINT = 60  # seconds of training
 
 # The settings of each loop that say how many rows the processes share.
 BATCHES = {"online": ("pairs", "minibatch"), "offline": ("batch",), "distill": ("batch",)}
-
-
-class Kept(Protocol):
-    """Hold tensors that a run needs to go on, beside its weights and optimizers; the same on all processes."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
-
-
-class Trained(Protocol):
-    """Give the weights that a run leaves: the model's that learns, or an average over its updates."""
-
-    def trained_tensors(self) -> dict[str, Tensor]: ...
 
 
 def check_training(config: TrainConfig) -> None:
@@ -129,6 +116,11 @@ def check_divides(config: TrainConfig) -> None:
             raise ValueError(f"{name} = {value} does not divide among {world} processes: choose a multiple of {world}")
 
 
+def fsdp_asked() -> bool:
+    """Tell whether the launcher asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def load_model(config: TrainConfig) -> LatentModel:
     """Load the model that the settings name, in their precision."""
     return load(config.model, getattr(torch, config.dtype))
@@ -152,19 +144,22 @@ def training_kernel(config: TrainConfig, model: LatentModel) -> Kernel:
 
 
 def make_optimizer(
-    config: TrainConfig, parameters: list[nn.Parameter], lr: float | None = None
+    config: TrainConfig, parameters: list[nn.Parameter], device: torch.device, lr: float | None = None
 ) -> torch.optim.Optimizer:
     """Return AdamW as the settings have it, or at another learning rate.
 
     On a GPU its step is one kernel for all weights. On a CPU that would take a quarter of the time, of which the step
     is a few percent; but it rounds in another order, and seeds would no longer give the weights that they gave.
+
+    Args:
+        device: where the weights are when the optimizer takes its steps.
     """
     given = {"lr": lr or config.lr, "weight_decay": config.weight_decay, "betas": tuple(config.betas)}
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, **given)
-    return torch.optim.AdamW(parameters, fused=parameters[0].is_cuda or None, **given)
+    return torch.optim.AdamW(parameters, fused=device.type == "cuda" or None, **given)
 
 
 def epoch_rows(key: str, seed: int, number: int, total: int, size: int) -> Tensor:
@@ -263,13 +258,15 @@ class Run:
         processes()
         # Accelerate keeps the precision of a process's first training for all; here each run has its own.
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
+        make = functools.partial(sharding.make_accelerator, config) if fsdp_asked() else Accelerator
+        self.accelerator = make(
             mixed_precision=config.mixed_precision,
             log_with=config.tracker,
             project_dir=config.out,
             # Buffers are constants. Sent in each forward, they would have the processes wait for each other there.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
         for each in (model, second) if second else (model,):
             self._set_up(each)
         if checkpoint:
@@ -287,6 +284,8 @@ class Run:
                 # Under FSDP they are others than before.
                 learner.parameters = list(learner.model.trained_parameters().values())
             learner.model.network = learner.network
+            if self.sharded:  # the other parts follow; a network goes to the device by layers, while it is sharded
+                learner.model.to(self.accelerator.device)
         self.optimizer, self.parameters = self.learners[0].optimizer, self.learners[0].parameters
         if state:
             optimizers = [learner.optimizer for learner in self.learners]
@@ -333,7 +332,8 @@ class Run:
     def _set_up(self, model: LatentModel) -> None:
         """Make the model trainable, unless it is, on the device."""
         config = self.config
-        model.to(self.accelerator.device)
+        if not self.sharded:
+            model.to(self.accelerator.device)
         if model.training is None and config.training == "lora":
             model.add_lora(config.rank, config.alpha, seed=config.seed)
         elif model.training is None:
@@ -345,7 +345,9 @@ class Run:
 
     def _learner(self, model: LatentModel, lr: float | None) -> Learner:
         parameters = list(model.trained_parameters().values())
-        return Learner(model, model.unet, make_optimizer(self.config, parameters, lr), parameters)
+        return Learner(
+            model, model.unet, make_optimizer(self.config, parameters, self.accelerator.device, lr), parameters
+        )
 
     @contextlib.contextmanager
     def alone(self, learner: Learner) -> Iterator[None]:
@@ -369,17 +371,23 @@ class Run:
     def _prepare(self, model: LatentModel, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Return the network and the optimizer as the launcher wants them: one process, DDP, FSDP 2 or DeepSpeed."""
         accelerator = self.accelerator
-        if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-            raise ValueError("fsdp_version 1 cannot clip the gradient of adapters: use fsdp_version: 2")
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             # The batch belongs to the loop, so DeepSpeed is told nothing of it; it clips by itself.
             of_engine = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": self.config.grad_clip}
             accelerator.state.deepspeed_plugin.deepspeed_config.update(of_engine)
         if model.frozen_copy is not None:  # the reference, in the precision that the policy computes in
-            model.frozen_copy = accelerator.prepare_model(model.frozen_copy, evaluation_mode=True)
+            model.frozen_copy = self.prepare_frozen(model.frozen_copy)
+        if self.sharded:
+            return sharding.shard(accelerator, model.unet, optimizer)
         with warnings.catch_warnings():  # newer versions of torch have another name for the same
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             return accelerator.prepare(model.unet, optimizer)
+
+    def prepare_frozen(self, network: nn.Module) -> nn.Module:
+        """Return a network that is never trained as the launcher wants it, in the precision of those that are."""
+        if self.sharded:
+            return sharding.shard(self.accelerator, network)[0]
+        return self.accelerator.prepare_model(network, evaluation_mode=True)
 
     def share(self, rows: Tensor) -> Tensor:
         """Return this process's share of a batch (B, ...): its part of as many equal ones as there are processes.
@@ -425,7 +433,9 @@ class Run:
             for rows in some:
                 last = rows is some[-1]
                 self.accelerator.sync_gradients = last
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(learner.network):
+                # Under FSDP gradients travel with each one: put off, they would be whole on every process.
+                at_once = last or self.sharded
+                with contextlib.nullcontext() if at_once else self.accelerator.no_sync(learner.network):
                     yield rows
 
     def backward(self, loss: Tensor, diagnostics: dict[str, Tensor], rows: Tensor) -> None:
@@ -457,8 +467,12 @@ class Run:
             FloatingPointError: the gradient is not finite. The weights are as they were before the minibatch.
         """
         learner, where = self.minibatch.learner, self.minibatch.where
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(learner.parameters, self.config.grad_clip))
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.sharded:
+            # accelerate would compare these weights with those of each network, to find out whose they are.
+            self.accelerator.unscale_gradients()
+            norm = nn.utils.clip_grad_norm_(learner.parameters, self.config.grad_clip).full_tensor()
+        else:
+            norm = torch.as_tensor(self.accelerator.clip_grad_norm_(learner.parameters, self.config.grad_clip))
         scaler = self.accelerator.scaler  # of fp16: it leaves out steps of too large a scale, and lowers that
         if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
             raise FloatingPointError(f"the gradient's norm is {norm.item()} {where}")
@@ -489,9 +503,7 @@ class Run:
         if self.config.tracker:
             self.accelerator.log(row, step=step)
         if self.config.snapshot_every and (step + 1) % self.config.snapshot_every == 0:
-            checkpoints.snapshot(
-                self.config.out, step + 1, self.accelerator, self.model, self.trained.trained_tensors()
-            )
+            checkpoints.snapshot(self.config.out, step + 1, self.accelerator, self._weights())
         if (step + 1) % self.config.save_every == 0 or step + 1 == total or early:
             self.save(step + 1)  # after the snapshot: a run that goes on from here does not make that one again
         return row
@@ -502,12 +514,12 @@ class Run:
         state["inputs"] = self.inputs
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
-        kept = self.kept.state_dict() if self.kept is not None else {}
-        second = self.learners[1].model.trained_tensors() if len(self.learners) > 1 else None
         optimizers = [learner.optimizer for learner in self.learners]
-        weights = checkpoints.Weights(self.model, self.trained.trained_tensors(), second)
-        checkpoints.save(self.config.out, step, self.accelerator, weights, optimizers, state, kept)
+        checkpoints.save(self.config.out, step, self.accelerator, self._weights(), optimizers, state, self.kept)
         self.saved = True
+
+    def _weights(self) -> checkpoints.Weights:
+        return checkpoints.Weights(self.model, self.trained, *(learner.model for learner in self.learners[1:]))
 
     def finish(self) -> None:
         """Write result.json, which all processes may read then, and end the tracker.

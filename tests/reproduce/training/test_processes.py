@@ -91,22 +91,6 @@ def test_two_processes_train_as_one(world, by_two, tmp_path, kind):
         assert a == pytest.approx(b, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_sharded_tensors_train_are_saved_whole_and_resumed(world, tmp_path):
-    """FSDP 2 on two CPU processes, by torch itself: accelerate offers it on GPUs alone."""
-    config = commands(world, tmp_path)[-1]
-    assert launch(worker.sharded, [([*config, "--save-every", "3"],)] * 2) == [0, 0]
-    train_offline.main([*config[:-1], str(tmp_path / "one"), "--save-every", "3"])
-    one, two = (last_checkpoint(out) for out in (tmp_path / "one", tmp_path / "offline"))
-    expected, found = (load_file(folder / "trained.safetensors") for folder in (one, two))
-    assert one.name == two.name and expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0)
-    moments = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (one, two)]
-    for place, kept in moments[0].items():
-        torch.testing.assert_close(moments[1][place]["exp_avg"], kept["exp_avg"], atol=1e-6, rtol=1e-3)
-
-
 def test_a_batch_must_divide_among_the_processes(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "4")
     online, *_, distill, offline = commands(world, tmp_path)
