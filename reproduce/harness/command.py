@@ -55,6 +55,9 @@ class TableConfig:
     """The whole way with next to no prompts, pairs and updates; needs its own --out."""
     models: Literal["published", "tiny"] = "published"
     """At full scale: the published weights, or small random twins in the same formats, which shows that it all runs."""
+    recipe: str | None = None
+    """At full scale: a declared recipe that is not the paper's. adapters: DI++ and DI* with student and assistant as
+    adapters on the teacher's one network, for want of memory (see harness/variants.py). It needs its own --out."""
     given: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = ()
     """A setting in the place of the rows' own, such as online.micro_batch=4, dtype=float32 or targets.subject=cat; may
     be given several times (see harness/overrides.py). One that changes numbers needs its own --out."""
@@ -75,6 +78,10 @@ def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) ->
     with refusals():
         config = tyro.cli(TableConfig, description=doc, args=argv)
         table = at_scale(table, config.scale)
+        if config.recipe:
+            from reproduce.harness.variants import vary
+
+            table = vary(table, config.scale, config.recipe)
         if config.given:
             from reproduce.harness.overrides import override
 
@@ -145,6 +152,7 @@ def check(table: Table, config: TableConfig) -> None:
         from reproduce.harness.overrides import changes_numbers, given_settings
 
         cut = GIVEN if changes_numbers(given_settings(table, config.apart)) else None
+    cut = cut or (f"--recipe {config.recipe}" if config.recipe else None)
     if cut and config.out.resolve() == RESULTS:
         raise ValueError(f"{cut} must not write over {config.out}: name another folder with --out")
     config.work = config.work or (config.out if cut else REPRODUCE) / "runs" / file_name(table, config)

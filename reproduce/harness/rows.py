@@ -240,8 +240,9 @@ def training_folder(work: Work, row: str, seed: int) -> Path:
 
 def model_name(work: Work, row: str) -> str:
     """Name the model that a row is, or that its method trains."""
-    sampled = row_of(work.table, row).sampled
-    return (sampled.models if sampled else work.table.models)[work.world.scale]
+    about = row_of(work.table, row)
+    own = about.settings.get("model", (None,))[0]
+    return own or (about.sampled.models if about.sampled else work.table.models)[work.world.scale]
 
 
 def training_config(work: Work, row: str, seed: int) -> TrainConfig:
@@ -475,10 +476,11 @@ def row_model(work: Work, row: str, seed: int | None) -> LatentModel:
 
 
 def untrained_model(work: Work, row: str) -> LatentModel:
-    """Return the table's model, or the one that the row samples, in the precision of evaluation."""
-    model, sampled = work.model, row_of(work.table, row).sampled
+    """Return the table's model, or the one that the row samples or trains, in the precision of evaluation."""
+    model, sampled, name = work.model, row_of(work.table, row).sampled, model_name(work, row)
+    if sampled or name != work.table.models[work.world.scale]:
+        model = load(name, EVALUATION[work.world.scale])
     if sampled:
-        model = load(model_name(work, row), EVALUATION[work.world.scale])
         model.guidance_scale = sampled.guidance[work.world.scale]
     return model.to(processes().device) if work.world.scale == "full" else model
 

@@ -12,6 +12,8 @@ from reproduce.recipes import dipp, distar, pso, sdpo
 
 SCALES = ("pocket", "full")
 RECIPES = pso.RECIPES | sdpo.RECIPES | dipp.RECIPES | distar.RECIPES
+# name -> (loop, settings at full scale in the place of those of its methods): not the papers', and declared as such.
+VARIANTS = {"adapters": ("distill", dipp.ADAPTERS)}
 
 
 def recipe(method: str, scale: str) -> dict[str, tuple[Any, str]]:

@@ -157,3 +157,17 @@ RECIPES = {
         "reward_scale": {"pocket": (1.0, "DI++ App. A.2"), "full": (1.0, "DI++ App. A.2: 0, 1 and 10")},
     },
 }
+
+# In the place of a distillation's settings at full scale, for --recipe adapters (see harness/variants.py): student and
+# assistant are adapters on the teacher's network, of which there is one.
+MEMORY = "not the paper's: memory"
+ADAPTERS = {
+    "training": ("lora", f"{MEMORY}; student, assistant and teacher are one frozen network"),
+    "rank": (64, f"{MEMORY}; own choice"),
+    "alpha": (None, "own choice: alpha = rank"),
+    "dtype": ("bfloat16", f"{MEMORY}; the adapters are in float32"),
+    "mixed_precision": ("no", "the network is in bfloat16 itself"),
+    "gradient_checkpointing": (True, MEMORY),
+    "lr": (5e-5, "own choice: ten times that of all weights, as is usual for adapters; not tried"),
+    "assistant_lr": (5e-5, "own choice: ten times that of all weights, as is usual for adapters; not tried"),
+}
