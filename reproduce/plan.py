@@ -52,6 +52,8 @@ class PlanConfig(Machine):
     row: tuple[str, ...] = ()
     """Rows of the table; none: all."""
     scale: Literal["pocket", "full"] = "full"
+    recipe: str | None = None
+    """A declared recipe that is not the papers', such as adapters (see harness/variants.py)."""
     given: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = ()
     """A setting in the place of the rows' own (see harness/overrides.py)."""
     json: bool = False
@@ -69,6 +71,7 @@ def prepare(config: PlanConfig) -> Plan:
     """Raise a ValueError for what is wrong with the call."""
     from reproduce.harness.overrides import override
     from reproduce.harness.planned import planned
+    from reproduce.harness.variants import vary
     from reproduce.planner import report
 
     if (config.table is None) != config.ledger or config.table not in (None, *TABLES):
@@ -77,7 +80,10 @@ def prepare(config: PlanConfig) -> Plan:
     if config.ledger:
         report.check(config, {})
         return Plan(config, {name: planned(at_scale(table, "full"), "full") for name, table in TABLES.items()})
-    table, apart = override(at_scale(TABLES[config.table], config.scale), config.scale, config.given)
+    table = at_scale(TABLES[config.table], config.scale)
+    if config.recipe:
+        table = vary(table, config.scale, config.recipe)
+    table, apart = override(table, config.scale, config.given)
     rows = planned(table, config.scale, apart)
     for name in config.row:
         if name not in rows:

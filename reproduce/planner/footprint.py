@@ -32,7 +32,6 @@ from reproduce.training.methods import METHODS
 from reproduce.training.run import training_kernel
 
 AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-WRAPPED = 20_000_000  # parameters of a group of layers that FSDP gathers (launch/fsdp.yaml)
 ROWS = 2, 4  # not 1: at batch size 1 some copies are left out
 START = "renoise", (399,)  # of a generator whose start is not at hand; its time does not matter for what it takes
 # Settings that a round's operations do not depend on, or only by their numbers; batch sizes are those of ROWS.
@@ -429,18 +428,19 @@ def text_flops(model: LatentModel, cond: Cond, prompts: float) -> Counter:
 
 
 def gathered(network: nn.Module) -> int:
-    """Return the bytes of the two largest groups of layers that FSDP holds whole, one in use and one on its way."""
+    """Return the bytes of two groups of layers that FSDP holds whole, one in use and one on its way, as the largest.
 
-    def groups(part: nn.Module) -> Iterator[int]:
-        large = [child for child in part.children() if count_of(child) >= WRAPPED]
-        for child in large:
-            yield from groups(child)
-        yield count_of(part) - sum(map(count_of, large))
-
-    def count_of(part: nn.Module) -> int:
-        return sum(p.numel() for p in part.parameters())
-
-    return 2 * 4 * max(groups(network))
+    By launch/fsdp.yaml a layer of diffusers' `_no_split_modules` is a group, without those within it; what is in none
+    is the network's own.
+    """
+    group = {p: "" for p in network.parameters()}
+    for name, layer in network.named_modules():  # outer layers first
+        if type(layer).__name__ in network._no_split_modules:
+            group |= dict.fromkeys(layer.parameters(), name)
+    sizes = Counter()
+    for p, name in group.items():
+        sizes[name] += p.numel()
+    return 2 * 4 * max(sizes.values())
 
 
 def moments(p: nn.Parameter, optimizer: str) -> int:

@@ -8,7 +8,8 @@ from fsalign_lib.models import student_teacher
 from fsalign_lib.models.load import load
 from reproduce import dipp_table1, distar_table1, distar_table2, pso_table2
 from reproduce.harness.command import at_scale, command
-from reproduce.harness.dry_run import description, trained_rows
+from reproduce.harness.dry_run import description
+from reproduce.harness.planned import trained_rows
 from reproduce.harness.variants import vary
 from tests import table_worker as worker
 from tests.launched import launch
