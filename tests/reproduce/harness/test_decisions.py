@@ -48,7 +48,7 @@ def made_up(monkeypatch):
     monkeypatch.setitem(PAPERS, TABLE.name, CLAIMS)
 
 
-def make(gains, seeds=SEEDS, spread=0.02, reward="hps"):
+def make(gains, seeds=SEEDS, spread=0.02, reward="hps", scale=1.0):
     """Runs of the table: row -> metric -> what its mean gains over the model as it is, whose pictures differ by 1
     within a prompt and by 5 between prompts."""
     rng, runs = np.random.default_rng(0), []
@@ -68,7 +68,11 @@ def make(gains, seeds=SEEDS, spread=0.02, reward="hps"):
                     scores[metric] = (noise[metric, steps] + gains.get(row, {}).get(metric, 0.0) + own).tolist()
                 means = {metric: float(np.mean(values)) for metric, values in scores.items()}
                 cells[f"p-{steps}"] = {"seeds": [0, 1], "scores": scores, "means": means}
-            config = {"method": about.method, "reward": reward if about.method != "sft" else None}
+            config = {
+                "method": about.method,
+                "reward": reward if about.method != "sft" else None,
+                "reward_scale": scale,
+            }
             training = {"config": config} if about.method else None
             runs.append({"row": row, "seed": seed, "training": training, "cells": cells})
     return runs
@@ -120,6 +124,7 @@ def test_what_a_row_was_trained_for_is_its_reward():
     elsewhere = {row: gains | {"far": -1.0} for row, gains in fell.items()}
     assert both_steps(statuses(make(elsewhere)), CLIP) == {"not learned"}
     assert both_steps(statuses(make(elsewhere, reward=None)), CLIP) == {"contradicted"}, "less distance is a rise"
+    assert both_steps(statuses(make(elsewhere, scale=0.0)), CLIP) == {"contradicted"}, "a reward of scale 0 is none"
     farther = {row: gains | {"far": 1.0} for row, gains in fell.items()}
     assert both_steps(statuses(make(farther, reward=None)), CLIP) == {"not learned"}
 

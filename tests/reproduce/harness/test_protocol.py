@@ -168,6 +168,7 @@ def effect(estimate, error=1.0):
         (2.5, 4.6, "equivalent"),
         (-2.5, 4.6, "equivalent"),
         (2.5, 4.5, "inconclusive"),
+        (-2.5, 4.5, "inconclusive"),
         (2.6, 4.7, "reproduced"),
         (0.0, 0.0, "inconclusive"),
     ],
