@@ -163,8 +163,8 @@ def remedy(planner: Planner, row: Planned, plan: dict) -> str:
     ways = []
     if c.training == "full" and not planner.machine.fsdp:
         several = Planner(replace(planner.machine, fsdp=True, count=8), planner.scale)
-        several.gpu, several.networks = planner.gpu, planner.networks
-        peak = several.plan(row)["peak_gb"]
+        several.gpu, several.networks, several.rewards = planner.gpu, planner.networks, planner.rewards
+        peak = max(several.footprint(row).as_run().values()) / GB
         if peak * GB <= planner.room:
             ways.append(f"8 such cards with reproduce/launch/fsdp.yaml take {peak:.1f} GB each")
     if fitting := planner.fitting(row):
