@@ -55,10 +55,10 @@ PROMPTS = ["a cat", "a dog on the moon", "two wolves", "a red rabbit"]
 METHODS = ("pso-online", "sdpo", "distar")
 # The few-step model that is trained online, and the base of DI*'s adapters.
 MODELS = {"sd-turbo": ("sd-turbo", "sd-turbo"), "sdxl": ("sdxl-dmd2", "sdxl"), "tiny": ("sdxl-turbo", "sdxl")}
-# Smaller than the recipes' batches; PSO's micro-batch is one that fits 80 GB at 1024 px, too (68 GB). The clip is wide, for random networks may exceed it, and would be refused; the time
-# is DMD2's, which a generator that starts from the teacher's weights lacks.
+# Smaller than the recipes' batches; PSO's micro-batch is that of its tables at 1024 px. The clip is wide, for random
+# networks may exceed it, and would be refused; the time is DMD2's, which a generator with the teacher's weights lacks.
 SMALL = {
-    "pso-online": {"pairs": 4, "minibatch": 4, "micro_batch": 4},
+    "pso-online": {"pairs": 4, "minibatch": 4, "micro_batch": 2},
     "sdpo": {"steps": 4, "pairs": 2, "minibatch": 2, "clip": 1e9},
     "distar": {"batch": 2, "time": 399},
 }
