@@ -217,9 +217,12 @@ def prompts_at_once(c: EvaluateConfig) -> int:
 
 def settings(c: EvaluateConfig, model: LatentModel, metrics: Metrics, prompts: dict[str, list[str]]) -> dict:
     """List all that the numbers of a chunk depend on."""
+    from fsalign_lib.models.latent_model import fingerprint
+
     same = ("scale", "seeds", "kernel", "dtype", "batch", "images", "format")
     about = {name: value for name, value in plain(c).items() if name in same}
-    about |= {"metrics": sorted(metrics), "weights": [model.fingerprint, model.vae_fingerprint]}
+    encoders = [fingerprint(encoder) for encoder in model.text.modules]
+    about |= {"metrics": sorted(metrics), "weights": [model.fingerprint, model.vae_fingerprint, *encoders]}
     about["prompts"] = {name: digest("\n".join(some).encode()) for name, some in prompts.items()}
     about["reference"] = str(c.reference) if c.reference else None
     about["checkpoint"] = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fsalign_lib.kernels import build_kernel
-from fsalign_lib.models.latent_model import LatentModel
+from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from fsalign_lib.models.load import load
 from fsalign_lib.pocket import captions, judge
 from fsalign_lib.rollout import rollout, seeded_noise
@@ -70,7 +70,9 @@ def prepare(
             captions.parse(prompt)
         utility = pocket_utility(config.taste)
     made = {key: value for key, value in plain(config).items() if key not in ("out", "threads", "data")}
-    folder = PairFolder(config.out, made | {"weights": model.fingerprint, "sampled from": prompts[: config.count]})
+    made |= {"weights": model.fingerprint, "autoencoder": model.vae_fingerprint}
+    made |= {"text encoders": [fingerprint(encoder) for encoder in model.text.modules]}
+    folder = PairFolder(config.out, made | {"sampled from": prompts[: config.count]})
     writable_folder(config.out)
     claim(config.out / ".lock")
     return Builder(config, model, prompts, utility, folder)

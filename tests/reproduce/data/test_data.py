@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+from fsalign_lib.models.latent_model import fingerprint
 from fsalign_lib.pocket import captions, concept
 from fsalign_lib.twins import save_twin
 from reproduce import build_pairs
@@ -706,3 +707,19 @@ def test_nothing_is_unpacked_of_a_set_that_is_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=f"train-0.parquet row 2.* {told[wrong]}"):
         read_pictures(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["train-0.parquet"]
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_sampling_does_not_go_on_with_another_model(sampled, part):
+    """Of the same name and settings: each of its networks is known by its weights."""
+    builder = sampled("pairs")
+    builder.folder.begin()
+    sampled("pairs")
+    changed = {"unet": builder.model.unet, "vae": builder.model.vae, "text_encoder": builder.model.text.modules[1]}
+    with torch.no_grad():
+        next(changed[part].parameters()).add_(1)
+    model = builder.model
+    model.fingerprint, model.vae_fingerprint = map(fingerprint, (model.unet, model.vae))
+    names = {"unet": "weights", "vae": "autoencoder", "text_encoder": "text encoders"}
+    with pytest.raises(ValueError, match=rf"begun with other settings \({names[part]}\)"):
+        sampled("pairs", model=model)
