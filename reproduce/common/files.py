@@ -46,7 +46,7 @@ def claim(lock: Path) -> None:
         lock: a hidden file in the folder that is held, or beside the file.
 
     Raises:
-        ValueError: another process holds it; it is named.
+        BlockingIOError: another process holds it; it is named.
     """
     if int(os.environ.get("RANK", "0")) or lock.resolve() in CLAIMS:
         return
@@ -61,7 +61,7 @@ def claim(lock: Path) -> None:
         first = " ".join(file.read().split()) or "another process"
         file.close()
         where = lock.parent if lock.name == ".lock" else lock.with_name(lock.name[1 : -len(".lock")])
-        raise ValueError(f"{where} is in use by {first}: wait until it ends, or choose another --out") from None
+        raise BlockingIOError(f"{where} is in use by {first}: wait until it ends, or choose another --out") from None
     except OSError:
         file.close()
         return

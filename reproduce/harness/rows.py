@@ -30,7 +30,16 @@ from fsalign_lib.pocket import judge
 from fsalign_lib.pocket.weights import WEIGHTS
 from reproduce import train_distill, train_offline, train_online
 from reproduce.common.cli import processes, refusals, seen
-from reproduce.common.files import last_checkpoint, plain, remove_parts, sha256, writable_folder, write_json
+from reproduce.common.files import (
+    claim,
+    last_checkpoint,
+    plain,
+    release,
+    remove_parts,
+    sha256,
+    writable_folder,
+    write_json,
+)
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data import sampled_pairs
 from reproduce.data.prompt_sets import SUBJECT_PROMPTS, data_folder, read_prompts, warn_of_cut
@@ -393,6 +402,8 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         if processes().is_main_process:
             print(f"{path.stem} is done")
         return
+    lock = work.folder / f".{path.stem}.lock"
+    claim(lock)
     if about.method:
         if not finished(work, row, seed):
             if processes().is_main_process:  # of a training that was removed since
@@ -410,6 +421,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     finish(work, row, seed, clock, training, cells)
     if processes().is_main_process:
         remove_parts(parts)
+    release(lock)
 
 
 def finished(work: Work, row: str, seed: int) -> bool:

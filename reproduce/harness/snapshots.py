@@ -15,7 +15,7 @@ from fsalign_lib.kernels import Kernel
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import rollout
 from reproduce.common.cli import processes, seen
-from reproduce.common.files import remove_parts, write_json
+from reproduce.common.files import claim, release, remove_parts, write_json
 from reproduce.common.provenance import Clock
 from reproduce.common.shards import Chunks
 from reproduce.evaluation.scores import picture_noise
@@ -50,6 +50,8 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     path, about = run_path(work.folder, row, seed), work.table.rows[row]
     if about.method is None or seen(path):
         return rows.do_run(work, row, seed)
+    lock = work.folder / f".{path.stem}.lock"
+    claim(lock)
     if not rows.finished(work, row, seed):
         if not rows.trained_here(work.table, about):
             scale = " --scale full" if work.world.scale == "full" else ""
@@ -60,6 +62,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     curve = [point(work, row, seed, snapshot) for snapshot in snapshots(work, row, seed)]
     clock = Clock().after(*curve)
     rows.finish(work, row, seed, clock, training, curve[-1]["cells"], curve=curve)
+    release(lock)
 
 
 def snapshots(work: Work, row: str, seed: int) -> list[Path]:

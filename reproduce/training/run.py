@@ -221,7 +221,8 @@ class Run:
         second_lr: its learning rate.
 
     Raises:
-        ValueError: the folder holds a run already, one with other settings, or one that another process is training.
+        ValueError: the folder holds a run already, or one with other settings.
+        BlockingIOError: another process is training in it.
         PermissionError: the folder cannot be written to.
     """
 

@@ -30,7 +30,9 @@ def other(tmp_path):
 
 
 def test_a_second_process_is_refused_and_told_of_the_first(other, tmp_path):
-    with pytest.raises(ValueError, match=rf"{tmp_path} is in use by process {other.pid} on .* since 20\d\d-.*: wait"):
+    with pytest.raises(
+        BlockingIOError, match=rf"{tmp_path} is in use by process {other.pid} on .* since 20\d\d-.*: wait"
+    ):
         claim(tmp_path / ".lock")
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
