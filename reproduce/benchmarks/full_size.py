@@ -48,7 +48,7 @@ from reproduce.common.provenance import Clock, provenance
 from reproduce.planner.footprint import Footprint
 from reproduce.planner.gpus import GPU, GPUS, named
 from reproduce.planner.report import GB, meta_networks, meta_reward
-from reproduce.recipes import make_config
+from reproduce.recipes import VARIANTS, make_config, values
 from reproduce.training.config import TrainConfig
 
 PROMPTS = ["a cat", "a dog on the moon", "two wolves", "a red rabbit"]
@@ -62,7 +62,7 @@ SMALL = {
     "sdpo": {"steps": 4, "pairs": 2, "minibatch": 2, "clip": 1e9},
     "distar": {"batch": 2, "time": 399},
 }
-ADAPTERS = {"training": "lora", "dtype": "bfloat16", "mixed_precision": "no", "gradient_checkpointing": True}
+ADAPTERS = values(VARIANTS["adapters"][1])  # DI* as its tables run it with --recipe adapters
 FOREVER = 10**6
 SAMPLING = ("rollout", "decode", "reward")  # of the planner's parts
 
