@@ -268,6 +268,7 @@ def compute(setup: Setup, cell: Cell, index: int) -> dict[str, Tensor]:
 
 def run(setup: Setup) -> None:
     """Compute the chunks that are missing, and write the JSON and its page."""
+    from reproduce.data.encoded_prompts import store_prompts
     from reproduce.evaluation import report
     from reproduce.evaluation.metrics import few_pictures
 
@@ -283,6 +284,9 @@ def run(setup: Setup) -> None:
         folder.mkdir(exist_ok=True)
         write_json(folder / "settings.json", setup.settings)
     state.wait_for_everyone()
+    if c.scale == "full":
+        every = dict.fromkeys(prompt for cell in setup.cells for prompt in cell.prompts)
+        store_prompts([setup.model], list(every), c.out.parent)
     if setup.reference:
         setup.reference.chunks.fill(setup.reference.compute, state, "reference")
     for cell in setup.cells:

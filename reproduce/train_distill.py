@@ -41,13 +41,13 @@ from fsalign_lib.losses.distribution_matching import (
 from fsalign_lib.models.conditioning import Cond, cat
 from fsalign_lib.models.edm import denoise
 from fsalign_lib.models.latent_model import LatentModel, fingerprint
-from fsalign_lib.models.load import load
 from fsalign_lib.models.student_teacher import Trio, build_trio
 from fsalign_lib.rewards import load_reward
 from fsalign_lib.rewards.jpeg import JPEGReward
 from fsalign_lib.rollout import seeded_noise
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.common.files import digest, last_checkpoint
+from reproduce.data.encoded_prompts import store_prompts
 from reproduce.data.prompt_sets import read_prompts, warn_of_cut
 from reproduce.training.config import KEPT_PROMPTS, RewardFunction, TrainConfig, parse_training
 from reproduce.training.ema import Average
@@ -193,15 +193,15 @@ def prepare(
     prompts = read_prompts(config.prompts)
     if config.threads:
         torch.set_num_threads(config.threads)
-    dtype = getattr(torch, config.dtype)
-    teacher = teacher or load(config.teacher, dtype)
+    teacher = teacher or load_model(config, config.teacher)
     if model is None:
         model = teacher if config.model == config.teacher else load_model(config)
     trio = build_trio(model, teacher, config.training, config.rank, config.alpha, config.seed)
     warn_of_cut(trio.student, prompts)
     kernel = one_step(config, trio.student)
     if config.reward is not None and reward is None:
-        reward = load_reward(config.reward, scale=config.scale)
+        dtype = getattr(torch, config.frozen_dtype or "float32")
+        reward = load_reward(config.reward, scale=config.scale, dtype=dtype)
     if isinstance(reward, JPEGReward):
         raise ValueError(f"reward {config.reward} has no gradient: choose another, or train_online.py")
     run = Run(config, trio.student, trio.assistant, config.assistant_lr)
@@ -218,6 +218,9 @@ def prepare(
     if isinstance(reward, torch.nn.Module):
         run.same_inputs(reward=fingerprint(reward)[:12])
         reward.to(teacher.device)
+    if config.scale == "full":
+        draws = config.batch * (config.updates * (config.assistant_updates + 1) + config.warmup)
+        store_prompts([trio.student, trio.assistant, trio.teacher], prompts, config.out.parent, draws)
     cond = trio.student.encode_prompts(prompts) if len(set(prompts)) <= KEPT_PROMPTS else None
     return Setup(config, trio, reward, prompts, cond, kernel, run, average)
 

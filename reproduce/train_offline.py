@@ -33,6 +33,7 @@ from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import rollout, seeded_noise, step_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.common.files import digest
+from reproduce.data.encoded_prompts import store_prompts
 from reproduce.data.pairs import PairLatents, read_latents
 from reproduce.data.prompt_sets import warn_of_cut
 from reproduce.training.config import KEPT_PROMPTS, TrainConfig, parse_training
@@ -117,11 +118,14 @@ def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
     run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}", pictures=latents.digest())
     if "losers" in needs and latents.places.shape[1] == 1:
         raise ValueError(f"method {config.method} needs pairs, and {config.pairs} has no pairs.jsonl: build some")
-    cond = model.encode_prompts(prompts) if len(set(prompts)) <= KEPT_PROMPTS else None
-    prior = None
+    captions, prior = [], None
     if config.prior is not None:
         captions, pictures = read_latents(config.prior, model, config.resize, run.accelerator, spare=config.out)
         run.same_inputs(prior_captions=digest(captions), prior_pictures=pictures.digest())
+    if config.scale == "full":
+        store_prompts([model], [*prompts, *captions], config.out.parent, config.batch * config.updates)
+    cond = model.encode_prompts(prompts) if len(set(prompts)) <= KEPT_PROMPTS else None
+    if captions:
         prior = pictures, model.encode_prompts(captions)
     weight = pso_weights(kernel, config.eq5_weights) if "own samples" in needs else None
     return Setup(config, model, prompts, latents, cond, kernel, run, weight, prior)

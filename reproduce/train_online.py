@@ -33,6 +33,7 @@ from fsalign_lib.rewards import load_reward
 from fsalign_lib.rollout import rollout, seeded_noise, transition_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.common.files import digest
+from reproduce.data.encoded_prompts import store_prompts
 from reproduce.data.prompt_sets import read_prompts, warn_of_cut
 from reproduce.training.config import RewardFunction, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Rollouts, find, sums_steps
@@ -153,7 +154,8 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
         steps = 1 if config.queries == "final" else kernel.num_steps
         limits = (config.buffer, config.min_count, config.advantage_clip)
         advantages = Advantages(len(prompts), steps, config.normalize, *limits)
-    reward = reward or load_reward(config.reward, scale=config.scale)
+    dtype = getattr(torch, config.frozen_dtype or "float32")
+    reward = reward or load_reward(config.reward, scale=config.scale, dtype=dtype)
     run = Run(config, model)
     run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}")
     if advantages is not None:
@@ -161,6 +163,8 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
     if isinstance(reward, torch.nn.Module):
         run.same_inputs(reward=fingerprint(reward)[:12])
         reward.to(model.device)
+    if config.scale == "full":
+        store_prompts([model], prompts, config.out.parent)
     return Setup(config, model, reward, prompts, model.encode_prompts(prompts), kernel, run, advantages)
 
 

@@ -3,7 +3,8 @@ r"""Put latent diffusion models of diffusers' classes behind the few methods tha
 Whatever a network predicts (noise, v or the clean sample), whatever it is conditioned on (see `conditioning`), and
 whatever the guidance, is settled here: callers see `predict_x0` and `predict_eps`. `models.load.load` makes one.
 
-The networks may be in half precision; what is computed from their outputs is in the precision of the state, float32.
+The networks may be in half precision, each in its own (`dtype` is the UNet's); what is computed from their outputs is
+in the precision of the state, float32.
 
 The frozen reference of the preference objectives is the same network with its adapter off (LoRA), or a frozen copy
 (when all weights are trained): `with model.reference(): ...`.

@@ -35,15 +35,18 @@ def load(
     image_size: int | None = None,
     hub: str | Path | None = None,
     network: nn.Module | None = None,
+    frozen_dtype: torch.dtype | None = None,
 ) -> LatentModel:
     """Load a preset by name, a folder in diffusers' pipeline layout, or an exported LoRA on its base.
 
     Args:
-        dtype: of all networks.
+        dtype: of all networks. SDXL's own autoencoder overflows in float16: it is then loaded in float32, as diffusers'
+            pipeline upcasts it (force_upcast in its configuration); the presets have one that does not overflow.
         image_size: of the pictures, if not the one that the UNet's configuration names.
         hub: a folder with published files, see `hub`.
         network: a UNet in place of the preset's own, to a copy of which the preset's LoRA is added: that of a teacher
             that has been trained, say, as `LatentModel.merged_network` gives it.
+        frozen_dtype: of autoencoder and text encoders, which no method trains; None: dtype.
 
     Raises:
         ValueError: an unknown name, a pipeline of a kind that is not supported, weights that do not fit or are of
@@ -60,9 +63,9 @@ def load(
     unet = _network(preset, root, files, dtype) if network is None else _copy(name, network, dtype)
     if preset.lora is not None:
         merge_lora(unet, _published(preset.lora, files))
-    vae = _vae(preset, root, files, dtype)
+    vae = _vae(preset, root, files, frozen_dtype or dtype, unet.config)
     image_size = image_size or unet.config.sample_size * vae_factor(vae)
-    text = _text(name, root, unet.config, image_size, dtype)
+    text = _text(name, root, unet.config, image_size, frozen_dtype or dtype)
     return LatentModel(name, unet, vae, text, scheduler, preset, image_size)
 
 
@@ -212,9 +215,16 @@ def _copy(name: str, network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(network).to(dtype)
 
 
-def _vae(preset: Preset, root: Path, hub: Hub, dtype: torch.dtype) -> nn.Module:
-    """Load the autoencoder: the pipeline's, or another repository's."""
+def _vae(preset: Preset, root: Path, hub: Hub, dtype: torch.dtype, config: dict) -> nn.Module:
+    """Load the autoencoder: the pipeline's, or another repository's.
+
+    Args:
+        config: the network's, which says whether the pipeline is SDXL's.
+    """
     folder = root / "vae" if preset.vae is None else _published(preset.vae, hub)
+    sdxl = config.get("addition_embed_type") == "text_time"
+    if dtype == torch.float16 and sdxl and diffusers.AutoencoderKL.load_config(folder).get("force_upcast", True):
+        dtype = torch.float32
     return load_pretrained(diffusers.AutoencoderKL, folder, dtype)
 
 

@@ -83,6 +83,7 @@ def sampling_cost(
         started = time.perf_counter()
         one(prompt)
         times.append(time.perf_counter() - started)
-    parts = (model.unet, model.vae, *model.text.modules)
+    text = getattr(model.text, "text", model.text)  # its encoders, too, where their prompts are read from disk
+    parts = (model.unet, model.vae, *text.modules)
     weights = sum(p.numel() * p.element_size() for part in parts for p in (*part.parameters(), *part.buffers()))
     return {"seconds": 10 * statistics.median(times), "memory": (weights + peak) / 2**20}

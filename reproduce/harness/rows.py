@@ -42,6 +42,7 @@ from reproduce.common.files import (
 )
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data import sampled_pairs
+from reproduce.data.encoded_prompts import store_prompts
 from reproduce.data.prompt_sets import SUBJECT_PROMPTS, data_folder, read_prompts, warn_of_cut
 from reproduce.data.sampled_pairs import FullPairConfig, PairConfig
 from reproduce.evaluation.cost import COSTS, sampling_cost
@@ -535,6 +536,9 @@ def evaluate_cells(
     if set(COSTS) & {*table.metrics, *table.beside}:
         some = next(iter(work.prompts.values()))
         costs = {steps: sampling_cost(model, kernel, steps, some, **how) for steps in columns}
+    if work.world.scale == "full":  # another row, or what the table samples, may have other prompts
+        every = [prompt for prompts in work.prompts.values() for prompt in prompts]
+        store_prompts([model], every, work.folder, keep=True)
     for name, prompts in work.prompts.items():
         metrics = metrics_of(work, name)
         for steps in columns:

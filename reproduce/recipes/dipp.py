@@ -22,6 +22,13 @@ RECIPES = {
         "prompts": {"pocket": ("train", "own choice"), "full": ("sam-llava", "DI++ App. C.1")},
         "training": {"pocket": ("full", "own choice"), "full": ("full", "DI++ App. C.1")},
         "mixed_precision": {"full": ("bf16", "DI++ App. C.1")},
+        "frozen_dtype": {
+            "full": (
+                "bfloat16",
+                "own choice: gradients come back through reward and decoder, and would need float16's scale; on the "
+                "pocket they keep their direction (cosine above 0.999)",
+            )
+        },
         "updates": {"pocket": (400, "own choice"), "full": (16_000, "DI++ App. C.1")},
         "batch": {
             "pocket": (16, "own tuning at pocket scale: half of the build's, for time"),
@@ -93,6 +100,13 @@ RECIPES = {
         "prompts": {"pocket": ("train", "own choice"), "full": ("sam-llava", "DI++ App. C.1")},
         "training": {"pocket": ("full", "own choice"), "full": ("full", "DI++ App. C.1")},
         "mixed_precision": {"full": ("bf16", "DI++ App. C.1")},
+        "frozen_dtype": {
+            "full": (
+                "bfloat16",
+                "own choice: gradients come back through reward and decoder, and would need float16's scale; on the "
+                "pocket they keep their direction (cosine above 0.999)",
+            )
+        },
         "updates": {
             "pocket": (
                 60,

@@ -26,7 +26,14 @@ RECIPES = {
             "full": ("laion-aesthetics", "DI* Sec. 5: aesthetic score above 6.25"),
         },
         "training": {"pocket": ("full", "own choice"), "full": ("full", "the released weights are a whole UNet")},
-        "mixed_precision": {"full": ("bf16", "not published; own choice")},
+        "mixed_precision": {"full": ("bf16", "not published; own choice: as DI++ App. C.1")},
+        "frozen_dtype": {
+            "full": (
+                "bfloat16",
+                "own choice: gradients come back through reward and decoder, and would need float16's scale; on the "
+                "pocket they keep their direction (cosine above 0.999)",
+            )
+        },
         "updates": {
             "pocket": (
                 60,
@@ -125,7 +132,14 @@ RECIPES = {
             "full": ("laion-aesthetics", "DI* Sec. 5: aesthetic score above 6.25"),
         },
         "training": {"pocket": ("full", "own choice"), "full": ("full", "the released weights are a whole UNet")},
-        "mixed_precision": {"full": ("bf16", "not published; own choice")},
+        "mixed_precision": {"full": ("bf16", "not published; own choice: as DI++ App. C.1")},
+        "frozen_dtype": {
+            "full": (
+                "bfloat16",
+                "own choice: gradients come back through reward and decoder, and would need float16's scale; on the "
+                "pocket they keep their direction (cosine above 0.999)",
+            )
+        },
         "updates": {
             "pocket": (
                 60,

@@ -20,6 +20,7 @@ RECIPES = {
         "model": {"pocket": ("pocket-turbo", "own choice"), "full": ("sdxl-turbo", "PSO Sec. 3.1")},
         "dtype": {"full": ("float16", "published PSO code: float16; near t = 999 bfloat16 loses ten times of x0")},
         "mixed_precision": {"full": ("fp16", "published PSO code")},
+        "frozen_dtype": {"full": ("float16", "own choice: scores as near as rewards.HALF_AGREES says")},
         "micro_batch": {"full": (6, "fits H100: plan")},
         "rollout_batch": {"full": (16, "fits H100: plan")},
         "training": {"pocket": ("full", "own tuning at pocket scale"), "full": ("lora", "PSO App. B.1")},

@@ -69,6 +69,9 @@ class TrainConfig:
     """A tracker of accelerate, such as tensorboard (written into `out`)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks. What is trained is float32 in any case, and so are log-probs."""
+    frozen_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of VAE, text encoders and reward, which no method trains; None: the first two as `dtype`, the reward in
+    float32. How far scores in half precision may be from those in float32: fsalign_lib.rewards.HALF_AGREES."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision that the network computes in; its trained weights stay float32."""
     gradient_checkpointing: bool = False

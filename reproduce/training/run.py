@@ -121,9 +121,10 @@ def fsdp_asked() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def load_model(config: TrainConfig) -> LatentModel:
-    """Load the model that the settings name, in their precision."""
-    return load(config.model, getattr(torch, config.dtype))
+def load_model(config: TrainConfig, name: str | None = None) -> LatentModel:
+    """Load the model that the settings name, or another, in their precision."""
+    frozen = getattr(torch, config.frozen_dtype or config.dtype)
+    return load(name or config.model, getattr(torch, config.dtype), frozen_dtype=frozen)
 
 
 def kept(config: TrainConfig) -> tuple[str, str] | None:
