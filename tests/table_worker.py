@@ -36,7 +36,7 @@ def table(name: str, argv: list[str], sharded: bool = False) -> None:
             settings = settings | {"rollout_batch": settings["pairs"] // 2}
         if method in METHODS and recipe(method, "full").get("dtype", ("float32",))[0] == "float16":
             # Accelerate scales losses on GPUs alone. Not scaled, small gradients vanish, and half of one is not exact.
-            settings = settings | {"dtype": "bfloat16", "mixed_precision": "no"}
+            settings = settings | {"dtype": "bfloat16", "mixed_precision": "no", "frozen_dtype": None}
         SMOKE.settings[method] = settings
     said = io.StringIO()
     try:

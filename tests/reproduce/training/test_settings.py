@@ -45,7 +45,7 @@ def prepare(loop, config, *networks):
     """With rewards that need no weights in place of those named."""
     with pytest.MonkeyPatch.context() as patch:
         rewards = {"aesthetic": tiny.brightness}
-        patch.setattr(loop, "load_reward", lambda name, scale: rewards.get(name, tiny.taste), raising=False)
+        patch.setattr(loop, "load_reward", lambda name, scale, dtype: rewards.get(name, tiny.taste), raising=False)
         return loop.prepare(config, *networks)
 
 
@@ -265,6 +265,7 @@ HOW = {
     "micro_batch": (1, lambda setup: calls(setup, train_online.minibatch_loss)),
     "rollout_batch": (1, lambda setup: calls(setup, train_online.sample_some)),
     "dtype": ("bfloat16", lambda setup: setup.model.dtype),
+    "frozen_dtype": ("bfloat16", lambda setup: (setup.model.vae.dtype, setup.model.text.encoder.dtype)),
     "gradient_checkpointing": (True, lambda setup: setup.model.unet.is_gradient_checkpointing),
     "vae_slicing": (True, lambda setup: setup.model.vae.use_slicing),
     "threads": (2, lambda setup: torch.get_num_threads()),
@@ -346,7 +347,7 @@ def test_a_setting_changes_how_it_is_computed(field, world, loaded, tmp_path):
     try:
         seen = []
         for out, given in (("a", {}), ("b", {field: value})):
-            model = None if field == "dtype" else copy.deepcopy(loaded)
+            model = None if field.endswith("dtype") else copy.deepcopy(loaded)
             seen.append(look(online(world, model, tmp_path / out, "ddpo", **given)))
         assert seen[0] != seen[1]
     finally:
