@@ -5,6 +5,7 @@ torch and accelerate are imported where they are used, so that `--help` of a com
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shlex
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
     from torch import Tensor
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def command_line(
@@ -37,6 +40,7 @@ def command_line(
         config = parse(argv)
         with interruptions(lambda: kept(config), argv):
             quiet()
+            set_up_machine()
             ready = prepare(config)
     with failures(), interruptions(lambda: kept(config), argv):
         run(ready)
@@ -92,6 +96,25 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def set_up_machine() -> None:
+    """Set what every command computes with: freed memory that is kept, and on a GPU float32 matrices in TF32.
+
+    glibc gives a large block back to the system when it is freed, and soon asks for it again. Kept, rollouts on a CPU
+    take 5 to 13% less CPU time (SDPO, 16 pairs, 10 steps), updates a few percent, with the same bits and peak.
+
+    TF32 has the ten bits of mantissa that float16 has. Convolutions of float32 use it by default, so that "float32" was
+    half of each; the published SDPO code switches it on for matrices, too. A result on a GPU names it.
+    """
+    import torch
+
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            libc.mallopt(parameter, 2**30) or libc.mallopt(parameter, 2**25)  # the most that older versions take
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
 
 
 def processes() -> PartialState:

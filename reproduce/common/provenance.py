@@ -49,7 +49,10 @@ def core_seconds(part: dict[str, Any]) -> float:
 
 
 def provenance(clock: Clock) -> dict[str, Any]:
-    """Return command, versions, device, wall and CPU seconds since `clock`, peak memory in MB, and commit."""
+    """Return command, versions, device, wall and CPU seconds since `clock`, peak memory in MB, and commit.
+
+    On a GPU also the precision in which it multiplies matrices of float32.
+    """
     import accelerate
     import diffusers
     import peft
@@ -60,11 +63,13 @@ def provenance(clock: Clock) -> dict[str, Any]:
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "python"
     cuda = torch.cuda.is_available()
     memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory()
+    products = {"highest": "float32", "high": "tf32", "medium": "bfloat16"}[torch.get_float32_matmul_precision()]
     return {
         "command": " ".join(["python", script, *sys.argv[1:]]),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {p.__name__: p.__version__ for p in packages},
         "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})",
+        **({"float32_products": products} if cuda else {}),
         "threads": torch.get_num_threads(),
         **clock.spent(),
         "peak_memory_mb": round(memory),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from reproduce.common.cli import failures, interruptions, leave, positive, processes, quiet, refusals
+from reproduce.common.cli import failures, interruptions, leave, positive, processes, quiet, refusals, set_up_machine
 from reproduce.common.files import writable_folder, write_json, write_text
 from reproduce.harness.declare import GIVEN, MOST_SEEDS, SMOKE, Row, Table, World
 
@@ -92,6 +92,7 @@ def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) ->
 
             return dry_run.run(table, config.scale, config.apart)
         quiet()
+        set_up_machine()
         table = with_more_seeds(table, config)
         with interruptions(lambda: kept(config), argv):
             if config.scale == "full" and config.models == "published" and not (config.anyway or config.table_only):

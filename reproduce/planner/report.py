@@ -85,16 +85,22 @@ def meta_model(name: str, dtype: str):
     return load(name, getattr(torch, dtype)).to(torch.device("meta"))
 
 
-def meta_reward(name: str | None, scale: str):
+def meta_reward(name: str | None, scale: str, dtype: str = "float32"):
     """Make a reward, as the loops load it; None for those without a network."""
     if name is None or name.startswith("jpeg"):
         return None
-    return architectures.meta_reward(name) if scale == "full" else load_reward(name).to("meta")
+    precision = getattr(torch, dtype)
+    if scale == "full":
+        return architectures.meta_reward(name, precision)
+    return load_reward(name, dtype=precision).to("meta")
 
 
 def meta_networks(config: TrainConfig) -> Networks:
     """Make the networks that a run loads."""
     models = {name: meta_model(name, config.dtype) for name in {config.model, getattr(config, "teacher", config.model)}}
+    for model in models.values():
+        for part in (model.vae, *model.text.modules):  # diffusers' own `to` warns of nothing
+            torch.nn.Module.to(part, getattr(torch, config.frozen_dtype or config.dtype))
     return Networks(config, models[config.model], models[config.teacher] if config.loop == "distill" else None)
 
 
@@ -112,7 +118,7 @@ class Planner:
     def __init__(self, machine: Machine, scale: str = "full"):
         self.machine, self.scale, self.gpu = machine, scale, named(machine.gpu)
         self.networks: dict[tuple, Networks] = {}
-        self.rewards: dict[str, torch.nn.Module | None] = {}
+        self.rewards: dict[tuple, torch.nn.Module | None] = {}
         self.drawers: dict[tuple, Pictures] = {}
 
     @property
@@ -120,19 +126,20 @@ class Planner:
         """Return the bytes of a card that tensors may take."""
         return USABLE * self.gpu.memory * GB
 
-    def reward(self, name: str | None) -> torch.nn.Module | None:
-        if name not in self.rewards:
-            self.rewards[name] = meta_reward(name, self.scale)
-        return self.rewards[name]
+    def reward(self, name: str | None, dtype: str = "float32") -> torch.nn.Module | None:
+        if (name, dtype) not in self.rewards:
+            self.rewards[name, dtype] = meta_reward(name, self.scale, dtype)
+        return self.rewards[name, dtype]
 
     def footprint(self, row: Planned, **change: Any) -> Footprint:
         """Trace the training of a row, with some settings changed."""
         config, metrics = replace(row.training, **change), row.metrics
-        same = ("loop", "teacher", "model", "training", "rank", "alpha", "dtype", "mixed_precision")
+        same = ("loop", "teacher", "model", "training", "rank", "alpha", "dtype", "frozen_dtype", "mixed_precision")
         key = tuple(getattr(config, field, None) for field in same)
         if key not in self.networks:
             self.networks[key] = meta_networks(config)
-        reward = self.reward(getattr(config, "reward", None) if getattr(config, "reward_scale", 1) else None)
+        scored = getattr(config, "reward", None) if getattr(config, "reward_scale", 1) else None
+        reward = self.reward(scored, config.frozen_dtype or "float32")
         beside = {"metrics": self.idle(metrics)}
         prompts = row.pairs or prompt_count(config.prompts)
         count, fsdp = self.machine.count, self.machine.fsdp

@@ -129,7 +129,7 @@ class Brightness(torch.nn.Module):
 def test_the_plan_of_a_table(monkeypatch, capsys, folder):
     monkeypatch.setattr(report, "meta_model", lambda name, dtype: models.load(folder).to(torch.device("meta")))
     reward = Brightness()
-    monkeypatch.setattr(report, "meta_reward", lambda name, scale: reward)
+    monkeypatch.setattr(report, "meta_reward", lambda *_: reward)
     asked = ["--row", "distar", "dipp", "--set", "training=lora", "--count", "1", "--gpu", "RTX4090", "--json"]
     plan.main(["distar_table1", *asked])
     found = json.loads(capsys.readouterr().out)["rows"]

@@ -303,7 +303,7 @@ def tiny_sizes(monkeypatch, once):
     """The pocket's networks in the place of the real ones, which take longer to count."""
     monkeypatch.setattr(report, "meta_networks", once)
     monkeypatch.setattr(report, "meta_model", lambda name, dtype: meta("pocket-turbo"))
-    monkeypatch.setattr(report, "meta_reward", lambda name, scale: one_reward())
+    monkeypatch.setattr(report, "meta_reward", lambda *_: one_reward())
 
 
 @functools.cache
@@ -420,7 +420,7 @@ def test_what_is_trained_for_several_tables_is_in_the_ledger_once(tiny_sizes, ca
 def test_what_would_fit_fits(once, monkeypatch, loop):
     """The first of the settings that spare memory, with the largest micro-batch; the room is what they leave."""
     monkeypatch.setattr(report, "meta_networks", once)
-    monkeypatch.setattr(report, "meta_reward", lambda name, scale: None)
+    monkeypatch.setattr(report, "meta_reward", lambda *_: None)
     kind, method = {
         "online": (train_online.OnlineConfig, "pso-online"),
         "offline": (train_offline.OfflineConfig, "diffusion-dpo"),

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from reproduce.common import cli
 from reproduce.common.cli import failures, generator, processes, refusals
+from reproduce.common.provenance import Clock, provenance
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,18 @@ def test_random_numbers_depend_on_the_key_alone():
 def test_one_process_is_the_main_one():
     state = processes()
     assert state.is_main_process and state.num_processes == 1 and state.device.type in ("cpu", "cuda")
+
+
+def test_float32_matrices_are_in_tf32_on_a_gpu_alone_and_the_result_says_so(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    try:
+        cli.set_up_machine()
+        assert torch.get_float32_matmul_precision() == before == "highest", "the pocket world's numbers stay"
+        assert "float32_products" not in provenance(Clock())
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+        cli.set_up_machine()
+        assert provenance(Clock())["float32_products"] == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
