@@ -156,6 +156,7 @@ def moved(setup):
 def test_sampling_a_round_waits_as_often_for_more_steps_and_pictures(online, queries):
     def of(pairs, steps):
         given = {"queries": queries, "normalize": "step-prompt", "shared_start": True, "kernel": "ddim"}
+        given["reward"] = tiny.brightness  # the fixture's own looks at its prompts, on the CPU
         setup = moved(online(out=f"{pairs}", method="sdpo", pairs=pairs, minibatch=pairs, steps=steps, **given))
         rows = torch.arange(pairs)
         return waits(train_online.sample_some, setup, setup.kernel, 0, rows, rows)
