@@ -3,6 +3,8 @@
 #   make demo                align the shipped few-step model on the CPU and show before | after
 #   make test                format, lint, unit tests, and every notebook re-run and compared with what is committed
 #   make unit                the unit tests alone, without those that are marked slow: what to run while writing code
+#   make long                the tests that make test leaves out: every table under two processes and under kills,
+#                            every full-size plan (about half an hour on two cores)
 #   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
 #   make pages               decide the claims of all committed results again, and write their pages and READMEs
 #   make format              let ruff format and fix
@@ -22,7 +24,7 @@ originals := $(VENV)/.originals-installed
 tables := $(basename $(notdir $(wildcard reproduce/results/*_*.md)))
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test unit lint format pages notebooks image-reward clean
+.PHONY: demo test unit long lint format pages notebooks image-reward clean
 .DELETE_ON_ERROR:
 
 demo: $(installed)
@@ -30,10 +32,13 @@ demo: $(installed)
 
 test: lint image-reward
 	OMP_NUM_THREADS=1 $(python) -m pytest tests notebooks -n 2 --dist loadfile --nbval --nbval-current-env \
-	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg $(ARGS)
+	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg -m "not long" $(ARGS)
 
 unit: $(installed) image-reward
-	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 --dist loadfile -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 --dist loadfile -m "not slow and not long" $(ARGS)
+
+long: $(installed)
+	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 -m long $(ARGS)
 
 lint: $(installed)
 	$(python) -m ruff format --check .

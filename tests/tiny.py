@@ -87,5 +87,5 @@ def taste(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     """A reward that needs no weights, in which each prompt has a taste of its own for colours, and a level."""
     assert len(images) == len(prompts)
     likes = [torch.randn(4, generator=torch.Generator().manual_seed(zlib.crc32(p.encode()))) for p in prompts]
-    likes = torch.stack(likes)
+    likes = torch.stack(likes).to(images.device)
     return 20 * (likes[:, :3] * (images.mean((2, 3)) - 0.5)).sum(1) + likes[:, 3]

@@ -276,7 +276,7 @@ def test_numbers_of_the_benchmark(refused):
 
 
 def test_seeds_that_the_table_lacks(refused, tmp_path):
-    assert "seeds [7]: the table has the training seeds" in refused(table_main, "--seeds", 7, "--out", tmp_path)
+    assert "seeds [99]: the table has the training seeds" in refused(table_main, "--seeds", 99, "--out", tmp_path)
 
 
 # prompts
@@ -377,7 +377,9 @@ def test_a_folder_where_a_file_is_written(evaluation, tmp_path):
 
 
 def test_a_folder_that_holds_something_already(online, build_pairs, pair_folder, tmp_path, folder, prompts):
-    (tmp_path / "run" / "checkpoints" / "000003").mkdir(parents=True)
+    checkpoint = tmp_path / "run" / "checkpoints" / "000003"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
     assert f"{tmp_path / 'run'} holds a run already: pass --resume" in online()
     assert f"{pair_folder} holds pairs already: choose another --out" in build_pairs("--out", pair_folder)
 

@@ -46,6 +46,8 @@ def trained(hub, tmp_path, monkeypatch):
             for i, p in enumerate(setup.run.parameters):
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)), alpha=0.1)
         list(train_online.train(setup))
+        setup.model.text = models.load(name).text  # the run has dropped its own
+        setup.model.forget_prompts()
         return setup
 
     return make

@@ -38,14 +38,14 @@ def assert_same(out, two):
             torch.testing.assert_close(found[path][name], tensor, atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SOME)
 def test_in_parts_a_table_reaches_its_page(name, tmp_path):
     assert "A smoke run" in make(name, tmp_path, 2, sharded=True)
     assert len(trained(tmp_path)) >= 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SOME)
 def test_with_adapters_two_processes_make_what_one_makes(name, tmp_path):
     pages = [make(name, tmp_path / str(n), n, "--recipe", "adapters") for n in (1, 2)]

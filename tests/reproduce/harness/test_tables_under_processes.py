@@ -124,7 +124,7 @@ def test_two_processes_make_what_one_makes(name, tmp_path):
     check_processes(name, QUICK[name], tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SOME)
 def test_each_table_goes_from_start_to_page_under_two_processes(name, tmp_path):
     check_processes(name, SOME[name], tmp_path)
@@ -136,7 +136,7 @@ def test_each_table_goes_from_start_to_page_under_two_processes(name, tmp_path):
     assert "A smoke run" in (two / f"{name}-full.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_together_and_launched_again_the_scores_are_those_of_one_process(name, tmp_path):
     one, killed, only = tmp_path / "one", tmp_path / "killed", KILLED[name]
@@ -168,7 +168,7 @@ SLOWER = {"pso_table1": ("teacher", "dpo", "base", "offline"), "pso_table2": ("b
 
 
 @pytest.mark.parametrize(
-    "name,only", [*PRECISIONS.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOWER.items())]
+    "name,only", [*PRECISIONS.items(), *(pytest.param(*each, marks=pytest.mark.long) for each in SLOWER.items())]
 )
 def test_one_checkpoint_has_one_score_and_all_rows_one_precision(name, only, tmp_path, monkeypatch):
     """Trained just now, or loaded; in whatever precision a row was trained, as its result says."""

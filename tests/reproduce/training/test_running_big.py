@@ -302,5 +302,6 @@ def test_every_launch_file_is_in_the_table_of_what_was_run():
 
 def test_the_settings_of_the_readme_exist():
     settings = {field.name for field in dataclasses.fields(train_online.OnlineConfig)}
-    rows = [line for line in (LAUNCH / "README.md").read_text().splitlines() if line.startswith("| `--")]
-    assert rows and all(row.split("`--")[1].split()[0].strip("`").replace("-", "_") in settings for row in rows)
+    table = (LAUNCH / "README.md").read_text().split("| setting |")[1].split("\n\n")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    assert len(rows) > 5 and all(row.split("`")[1].split("=")[0] in settings for row in rows)
