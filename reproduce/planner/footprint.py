@@ -153,11 +153,11 @@ class Networks:
 
     def _decode(self, decode: Callable, latents: Tensor, *args):
         """Decode. Without a gradient that is a few pictures at a time, which no line between two batch sizes tells."""
-        start = len(self.run.trace)
+        start, before = len(self.run.trace), self.run.now
         out = self._part("decode", None, decode, latents, *args)
         if not (torch.is_grad_enabled() and latents.requires_grad):
             del self.run.trace[start:]
-            self.run.trace.append(self.run.now)
+            self.run.trace.append(before)  # the decoder's peak comes before there are its pictures
             self.run.decoding.append((start, len(latents)))
         return out
 
@@ -381,8 +381,10 @@ class Footprint:
         )
 
     def _decoder(self, pictures: float) -> float:
-        nets = self.networks
-        return nets.decoded * (1 if self.config.vae_slicing else min(pictures, nets.model.pictures_at_once))
+        model, side = self.networks.model, self.networks.model.image_size
+        part = min(pictures, model.pictures_at_once)
+        done = (pictures - part) * 3 * 4 * side**2
+        return self.networks.decoded * (1 if self.config.vae_slicing else part) + done
 
     def flops(self, checkpointing: bool = False) -> dict[str, dict[str, float]]:
         """Return part -> dtype -> FLOPs of a round (offline: of an update), on all processes together."""

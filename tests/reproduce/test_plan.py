@@ -71,7 +71,7 @@ def second(steps):
         ("sdpo", {"pairs": 8, "steps": 8, "minibatch": 8, "micro_batch": 8, "reward": "pickscore"}, "sampling"),
     ],
 )
-def test_memory_of_an_online_round_within_an_eighth(twin, tmp_path, network, settings, phase):
+def test_memory_of_an_online_round_within_a_tenth(twin, tmp_path, network, settings, phase):
     config = make_config(
         train_online.OnlineConfig,
         "sdpo" if network == "sdpo" else "pso-online",
@@ -84,7 +84,7 @@ def test_memory_of_an_online_round_within_an_eighth(twin, tmp_path, network, set
     setup = train_online.prepare(config, reward=load_reward("pickscore"))
     measured = second(train_online.train(setup)) - before
     phases = predicted(config, len(setup.prompts), load_reward("pickscore").to("meta"))
-    assert max(phases.values()) == pytest.approx(measured, rel=1 / 8), phases
+    assert max(phases.values()) == pytest.approx(measured, rel=0.1), phases
     assert max(phases, key=phases.get) == phase
 
 
