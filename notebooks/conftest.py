@@ -14,13 +14,6 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # the kernels inherit it
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Keep what accelerate left in the environment of this process away from the kernels, which inherit it."""
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        del os.environ[name]
-
-
 def unrun_cells(notebook: Path) -> list[int]:
     """The positions, from 0 over all cells, of code cells that have not been run and are not tagged nbval-skip."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]

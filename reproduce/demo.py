@@ -123,7 +123,7 @@ def prepare(
     os.environ["ACCELERATE_USE_CPU"] = "true"  # so that every machine shows the same
     model = model or load("pocket-turbo")
     metrics = metrics or load_metrics([row.metric for part in PARTS for row in part.rows])
-    claim(config.out / ".lock")
+    claim(config.out)
     folder, note = config.out / "run", config.out / "demo.json"
     if last_checkpoint(folder) is not None:
         if not earlier(folder, note):
@@ -273,7 +273,7 @@ def run(demo: Demo) -> None:
     write_json(c.out / "demo.json", about | {"table": rows, "before": before, "after": after})
     took = f"{about['wall_seconds']:.0f} s, {trained:.0f} of training"
     print(f"\nWrote {picture} and {c.out / 'demo.json'} in {took}.")
-    release(c.out / ".lock")
+    release(c.out)
     print(CREDIT + ".")
     print(verdict(gaps["pickscore"]))
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,17 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from reproduce.common.cli import command_line, positive, processes
-from reproduce.common.files import claim, last_checkpoint, plain, release, remove_parts, writable_folder, write_json
+from reproduce.common.files import (
+    claim,
+    digest,
+    last_checkpoint,
+    plain,
+    release,
+    remove_parts,
+    sha256,
+    writable_folder,
+    write_json,
+)
 from reproduce.common.provenance import Clock, provenance
 from reproduce.common.shards import Chunks
 from reproduce.data.prompt_sets import read_prompts, warn_of_cut
@@ -170,7 +179,7 @@ def prepare(config: EvaluateConfig, model: LatentModel | None = None, metrics: M
     writable_folder(c.out.parent)
     if c.out.suffix != ".json":
         raise ValueError(f"--out {c.out}: expected a file that ends in .json")
-    claim(lock_of(c.out))
+    claim(c.out)
     setup = Setup(c, model, metrics, list(cells(c, prompts)), state, None, settings(c, model, metrics, prompts))
     if pictures:
         setup.reference = FolderReference(pictures, metrics["fid"], parts_folder(c.out), model.device)
@@ -193,11 +202,6 @@ def cells(c: EvaluateConfig, prompts: dict[str, list[str]]) -> Iterator[Cell]:
                 title = f"{place}-{title}-{steps}{'-base' * base}"
                 chunks = Chunks(parts_folder(c.out) / title, -(-len(some) // prompts_at_once(c)))
                 yield Cell(title, name, some, steps, base, chunks)
-
-
-def lock_of(out: Path) -> Path:
-    """Return the lock of a result that is being made."""
-    return out.with_name(f".{out.name}.lock")
 
 
 def parts_folder(out: Path) -> Path:
@@ -223,18 +227,12 @@ def settings(c: EvaluateConfig, model: LatentModel, metrics: Metrics, prompts: d
     about = {name: value for name, value in plain(c).items() if name in same}
     encoders = [fingerprint(encoder) for encoder in model.text.modules]
     about |= {"metrics": sorted(metrics), "weights": [model.fingerprint, model.vae_fingerprint, *encoders]}
-    about["prompts"] = {name: digest("\n".join(some).encode()) for name, some in prompts.items()}
+    about["prompts"] = {name: digest(some) for name, some in prompts.items()}
     about["reference"] = str(c.reference) if c.reference else None
     about["checkpoint"] = None
     if c.checkpoint is not None:
-        with open((last_checkpoint(c.checkpoint) or c.checkpoint) / "trained.safetensors", "rb") as file:
-            about["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        about["checkpoint"] = sha256((last_checkpoint(c.checkpoint) or c.checkpoint) / "trained.safetensors")[:12]
     return about
-
-
-def digest(content: bytes) -> str:
-    """Return twelve hex digits of a SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def same_settings(setup: Setup) -> None:
@@ -300,7 +298,7 @@ def run(setup: Setup) -> None:
         page = report.write(c.out, c.out.with_suffix(".html"))
         print(f"Wrote {c.out} and {page}")
         remove_parts(folder)
-    release(lock_of(c.out))
+    release(c.out)
 
 
 def result(setup: Setup, cell: Cell) -> dict:

@@ -47,7 +47,7 @@ def prepare(config: ReferenceConfig, fid: Frechet | None = None) -> tuple[Refere
         raise ValueError(f"--out {config.out}: expected a file that ends in .safetensors")
     paths = picture_paths(config.folder)
     writable_folder(config.out.parent)
-    claim(config.out.with_name(f".{config.out.name}.lock"))
+    claim(config.out)
     device = processes().device
     fid = fid or load_metrics(["fid"], device, config.scale, lambda prompts: None)["fid"]
     return config, FolderReference(paths, fid, config.out.with_suffix(".parts"), device)
@@ -67,7 +67,7 @@ def run(setup: tuple[ReferenceConfig, FolderReference]) -> None:
         print(f"Wrote {config.out}, of {gaussian.count} pictures.")
         print(*few_pictures(gaussian.count, folder.fid.dimensions, "reference"), sep="\n")
         remove_parts(folder.parts)
-    release(config.out.with_name(f".{config.out.name}.lock"))
+    release(config.out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """What holds for every test: nothing is fetched from a hub, and no window opens."""
 
 import os
+from unittest import mock
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported: it has to stand here
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -10,6 +11,7 @@ import matplotlib  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from fsalign_lib.models import load as models  # noqa: E402
 from reproduce.common import files  # noqa: E402
 from tests import tiny  # noqa: E402
 
@@ -18,11 +20,15 @@ matplotlib.use("Agg")  # in this process only: MPLBACKEND would reach the notebo
 
 
 @pytest.fixture(autouse=True)
-def release_folders():
-    """A process holds the folders of its runs until they end, and most that tests begin never do."""
-    yield
-    for lock in list(files.CLAIMS):
-        files.release(lock)
+def leave_nothing():
+    """A process holds the folders of its runs until they end, and most that tests begin never do; and the demo tells
+    accelerate by the environment, which notebooks' kernels inherit, to use the CPU."""
+    with mock.patch.dict(os.environ):
+        yield
+    while files.CLAIMS:
+        lock, file = files.CLAIMS.popitem()
+        lock.unlink(missing_ok=True)
+        file.close()
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +38,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def loaded(folder):
+    return models.load(folder)
+
+
+@pytest.fixture(scope="module")
 def prompts_file(tmp_path_factory):
     """The tiny world's prompts, a line each."""
     path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     path.write_text("\n".join(tiny.PROMPTS))
     return str(path)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Keep what accelerate left in the environment, in an earlier test, away from the next one."""
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        del os.environ[name]

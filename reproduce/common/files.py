@@ -34,34 +34,40 @@ def writable_folder(folder: Path) -> None:
         raise PermissionError(f"cannot write to {folder} ({error.strerror}): choose another --out") from None
 
 
-CLAIMS: dict[Path, IO[str]] = {}  # the locks that this process holds
+CLAIMS: dict[Path, IO[str]] = {}  # the locks' files that this process holds
 
 
-def claim(lock: Path) -> None:
-    """Hold a file's lock until `release`, or until this process ends, however it ends: the lock is the system's.
+def lock_of(held: Path) -> Path:
+    """Return the file that says who holds a folder or a file: it is hidden, in the folder or beside the file."""
+    held = held.resolve()
+    return held / ".lock" if held.is_dir() else held.with_name(f".{held.name}.lock")
+
+
+def claim(held: Path) -> None:
+    """Hold a folder or a file until `release`, or until this process ends, however it ends: the lock is the system's.
 
     Of several processes that a launcher began, the first holds it for all. On a disk without locks there is none.
 
     Args:
-        lock: a hidden file in the folder that is held, or beside the file.
+        held: a folder that is there, or a file that is or will be there.
 
     Raises:
-        BlockingIOError: another process holds it; it is named.
+        BlockingIOError: another process holds it; that process is named.
     """
-    if int(os.environ.get("RANK", "0")) or lock.resolve() in CLAIMS:
+    lock = lock_of(held)
+    if int(os.environ.get("RANK", "0")) or lock in CLAIMS:
         return
     file = lock.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
             file.close()
-            return claim(lock)  # whoever held it has let go of it, and of the file, since it was opened
+            return claim(held)  # whoever held it has let go of it, and of the lock's file, since this was opened
     except BlockingIOError:
         file.seek(0)
         first = " ".join(file.read().split()) or "another process"
         file.close()
-        where = lock.parent if lock.name == ".lock" else lock.with_name(lock.name[1 : -len(".lock")])
-        raise BlockingIOError(f"{where} is in use by {first}: wait until it ends, or choose another --out") from None
+        raise BlockingIOError(f"{held} is in use by {first}: wait until it ends, or choose another --out") from None
     except OSError:
         file.close()
         return
@@ -69,12 +75,13 @@ def claim(lock: Path) -> None:
     began = time.strftime("%Y-%m-%d %H:%M:%S")
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {began} ({' '.join(sys.argv)})\n")
     file.flush()
-    CLAIMS[lock.resolve()] = file
+    CLAIMS[lock] = file
 
 
-def release(lock: Path) -> None:
-    """Let go of a lock that this process holds, and remove its file."""
-    if file := CLAIMS.pop(lock.resolve(), None):
+def release(held: Path) -> None:
+    """Let go of a folder or a file that this process holds, and remove the lock's file."""
+    lock = lock_of(held)
+    if file := CLAIMS.pop(lock, None):
         lock.unlink(missing_ok=True)
         file.close()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from fsalign_lib.models.conditioning import Cond, Conditioning
 from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from reproduce.common.cli import processes
-from reproduce.common.files import write_json
+from reproduce.common.files import digest, write_json
 from reproduce.common.shards import Chunks
 
 FOLDER = "encoded-prompts"
@@ -113,7 +113,7 @@ def store_prompts(
         "prompts": len(distinct),
         "prompts' sha256": hashlib.sha256("\0".join(distinct).encode()).hexdigest(),
     }
-    name = hashlib.sha256(repr(about).encode()).hexdigest()[:12]
+    name = digest(about)
     chunks = Chunks(beside / FOLDER / name, -(-len(distinct) // SHARD))
     null = model.text.null()
     if not broadcast_object_list([_has_room(chunks, len(distinct) * _size(null))])[0]:

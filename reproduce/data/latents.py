@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fsalign_lib.models.latent_model import LatentModel
-from reproduce.common.files import sha256, stamp, write_tensors
+from reproduce.common.files import digest, sha256, stamp, write_tensors
 from reproduce.data.pictures import check_size, picture_size, read_picture
 
 SHARD = 500  # pictures a file
@@ -36,7 +36,7 @@ def check_pictures(paths: Sequence[Path], size: int, resize: bool) -> None:
 def cache_name(names: Sequence[str], model: LatentModel, resize: bool) -> str:
     """Name the folder of the latents of pictures of these names, as this model's autoencoder makes them."""
     how = (model.vae_fingerprint, model.vae.config.scaling_factor, model.image_size, str(model.vae.dtype), resize)
-    return f"latents-{hashlib.sha256(json.dumps([*names, how]).encode()).hexdigest()[:12]}"
+    return f"latents-{digest([*names, how])}"
 
 
 class Latents:

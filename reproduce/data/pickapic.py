@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from reproduce.common.cli import positive
-from reproduce.common.files import claim, digest, plain, writable_folder, write_bytes
+from reproduce.common.files import claim, digest, plain, release, writable_folder, write_bytes
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data.pair_folder import PairFolder
 from reproduce.data.pictures import whole_picture
@@ -73,7 +73,7 @@ def prepare(config: PickapicConfig) -> Import:
             about.append([str(path.relative_to(root)), path.stat().st_size, digest(file.metadata.to_dict())])
     folder = PairFolder(config.out, {"split": config.split, "files": about})
     writable_folder(config.out)
-    claim(config.out / ".lock")
+    claim(config.out)
     return Import(config, groups, folder)
 
 
@@ -101,6 +101,7 @@ def build(job: Import) -> None:
         return {"config": plain(c), **kept, **provenance(clock)}
 
     job.folder.finish(used, about, c.count)
+    release(c.out)
 
 
 def _rows(path: Path, group: int) -> Iterator[dict[str, Any]]:

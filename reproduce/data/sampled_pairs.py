@@ -74,7 +74,7 @@ def prepare(
     made |= {"text encoders": [fingerprint(encoder) for encoder in model.text.modules]}
     folder = PairFolder(config.out, made | {"sampled from": prompts[: config.count]})
     writable_folder(config.out)
-    claim(config.out / ".lock")
+    claim(config.out)
     return Builder(config, model, prompts, utility, folder)
 
 
@@ -123,7 +123,7 @@ def build(builder: Builder) -> None:
 
         folder.finish(firsts, about)
     state.wait_for_everyone()
-    release(c.out / ".lock")
+    release(c.out)
 
 
 def sample_part(builder: Builder, first: int) -> tuple[list[dict], dict[str, int]]:

@@ -403,8 +403,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
         if processes().is_main_process:
             print(f"{path.stem} is done")
         return
-    lock = work.folder / f".{path.stem}.lock"
-    claim(lock)
+    claim(path)
     if about.method:
         if not finished(work, row, seed):
             if processes().is_main_process:  # of a training that was removed since
@@ -422,7 +421,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     finish(work, row, seed, clock, training, cells)
     if processes().is_main_process:
         remove_parts(parts)
-    release(lock)
+    release(path)
 
 
 def finished(work: Work, row: str, seed: int) -> bool:

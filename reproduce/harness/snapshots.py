@@ -17,7 +17,7 @@ from fsalign_lib.rollout import rollout
 from reproduce.common.cli import processes, seen
 from reproduce.common.files import claim, release, remove_parts, write_json
 from reproduce.common.provenance import Clock
-from reproduce.common.shards import Chunks
+from reproduce.common.shards import in_chunks
 from reproduce.evaluation.scores import picture_noise
 from reproduce.harness import rows
 from reproduce.harness.rows import Work, digest, run_path, training_config, training_folder
@@ -50,19 +50,19 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
     path, about = run_path(work.folder, row, seed), work.table.rows[row]
     if about.method is None or seen(path):
         return rows.do_run(work, row, seed)
-    lock = work.folder / f".{path.stem}.lock"
-    claim(lock)
+    claim(path)
     if not rows.finished(work, row, seed):
         if not rows.trained_here(work.table, about):
             scale = " --scale full" if work.world.scale == "full" else ""
             command = f"python reproduce/{about.runs}.py{scale} --only {row} --seeds {seed}"
+            release(path)
             return print(f"{training_folder(work, row, seed)} is not trained yet: {command}")
         rows.train(work, row, seed)
     training = json.loads((training_folder(work, row, seed) / "result.json").read_text())
     curve = [point(work, row, seed, snapshot) for snapshot in snapshots(work, row, seed)]
     clock = Clock().after(*curve)
     rows.finish(work, row, seed, clock, training, curve[-1]["cells"], curve=curve)
-    release(lock)
+    release(path)
 
 
 def snapshots(work: Work, row: str, seed: int) -> list[Path]:
@@ -124,17 +124,12 @@ def policy_kl(model: LatentModel, kernel: Kernel, prompts: Sequence[str]) -> Ten
 def mean_kl(work: Work, kernel: Kernel, parts: Path) -> float:
     """Return the mean KL over the table's prompts, which at full scale all processes share."""
     prompts, some = [prompt for few in work.prompts.values() for prompt in few], AT_ONCE[work.world.scale]
-    count = -(-len(prompts) // some)
+    full = work.world.scale == "full"
 
     def part(index: int) -> dict[str, Tensor]:
-        if work.world.scale == "full":
+        if full:
             work.model.forget_prompts()  # see scores.forget
         return {"kl": policy_kl(work.model, kernel, prompts[index * some : (index + 1) * some])}
 
-    found = map(part, range(count))
-    if work.world.scale == "full":
-        chunks, state = Chunks(parts / "kl", count), processes()
-        chunks.fill(part, state, "KL")
-        state.wait_for_everyone()
-        found = chunks.read()
+    found = in_chunks(part, -(-len(prompts) // some), parts / "kl" if full else None, "KL" if full else None)
     return torch.cat([one["kl"] for one in found]).double().mean().item()

@@ -244,7 +244,7 @@ class Run:
         self.start, self.history = 0, []
         self.began = self.stepped = time.monotonic()
         writable_folder(config.out)
-        claim(config.out / ".lock")
+        claim(config.out)
         checkpoint = self.checkpoint = last_checkpoint(config.out)
         self.saved = checkpoint is not None
         self.inputs: dict[str, str] = {}
@@ -534,4 +534,4 @@ class Run:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
-        release(self.config.out / ".lock")
+        release(self.config.out)

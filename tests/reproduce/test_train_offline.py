@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from PIL import Image
 from fsalign_lib.losses.preference import pso_weights, pso_without_reference
 from fsalign_lib.rollout import rollout, step_log_probs
 from reproduce import recipes, train_offline
-from reproduce.recipes import make_config
 from reproduce.training.methods import METHODS
 from tests import tiny
 
@@ -71,13 +71,8 @@ def prior(tmp_path_factory):
 
 
 @pytest.fixture
-def make(folder, targets, tmp_path):
-    def make(out="run", method="pso", **overrides):
-        small = {"model": str(folder), "pairs": targets, "prior": None, "updates": 4, "batch": 4, "save_every": 2}
-        config = make_config(train_offline.OfflineConfig, method, out=tmp_path / out, **(small | overrides))
-        return train_offline.prepare(config)
-
-    return make
+def make(offline, targets):
+    return partial(offline, method="pso", pairs=targets)
 
 
 def trained(setup, updates=1):

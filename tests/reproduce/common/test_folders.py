@@ -22,7 +22,7 @@ HOLD += "print('held', flush=True); time.sleep(60)"
 @pytest.fixture
 def other(tmp_path):
     """Another process that holds the lock of a folder."""
-    held = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / ".lock"], stdout=subprocess.PIPE, text=True)
+    held = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     assert held.stdout.readline() == "held\n"
     yield held
     held.kill()
@@ -33,19 +33,19 @@ def test_a_second_process_is_refused_and_told_of_the_first(other, tmp_path):
     with pytest.raises(
         BlockingIOError, match=rf"{tmp_path} is in use by process {other.pid} on .* since 20\d\d-.*: wait"
     ):
-        claim(tmp_path / ".lock")
+        claim(tmp_path)
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    claim(tmp_path / ".lock")  # a killed process leaves no lock
-    claim(tmp_path / ".lock")  # which is this process's own now
+    claim(tmp_path)  # a killed process leaves no lock
+    claim(tmp_path)  # which is this process's own now
     assert str(os.getpid()) in (tmp_path / ".lock").read_text()
-    release(tmp_path / ".lock")
+    release(tmp_path)
     assert not files.CLAIMS
 
 
 def test_a_launchers_first_process_holds_the_folder_for_all(other, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    claim(tmp_path / ".lock")
+    claim(tmp_path)
 
 
 def test_a_run_holds_its_folder_until_it_ends(online, tmp_path):

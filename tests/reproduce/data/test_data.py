@@ -227,7 +227,7 @@ def published_pairs(tmp_path):
 
 
 def tree(folder):
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]  # a lock has the time in it
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 
 from fsalign_lib.models import load as models
@@ -10,14 +9,6 @@ from reproduce.data import sampled_pairs as pair_files
 from reproduce.data.pairs import read_latents, read_rows
 from reproduce.data.pictures import read_picture
 from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def pair_folder(folder, prompts_file, tmp_path_factory):
-    out = tmp_path_factory.mktemp("pairs")
-    config = pair_files.PairConfig(out=out, model=str(folder), prompts=prompts_file, count=8, batch=4, steps=2, tie=0)
-    pair_files.build(pair_files.prepare(config, utility=tiny.brightness))
-    return out
 
 
 def test_built_pairs_are_judged_and_read_back(pair_folder, folder):

@@ -9,7 +9,6 @@ import copy
 import pytest
 import torch
 
-from fsalign_lib.models import load as models
 from fsalign_lib.rollout import seeded_noise
 from reproduce import train_distill
 from reproduce.recipes import make_config
@@ -18,11 +17,6 @@ from tests import tiny
 from tests.by_hand import nudge, same, times_seen
 
 TIME, NUMBER, ROWS = 399, 5, torch.tensor([2, 0])
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return models.load(folder)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fsalign_lib.models import load as models
 from fsalign_lib.rollout import seeded_noise
 from reproduce import train_offline
 from reproduce.recipes import make_config
@@ -45,11 +44,6 @@ def prior(tmp_path_factory):
         tiny.picture(out / f"{number}.png", 1000 + number)
         (out / f"{number}.txt").write_text(caption)
     return out
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return models.load(folder)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from fsalign_lib.models import load as models
 from fsalign_lib.rollout import seeded_noise
 from reproduce import train_online
 from reproduce.recipes import make_config
@@ -19,11 +18,6 @@ from tests import tiny
 from tests.by_hand import gradient, nudge, same, times_seen
 
 TIMES = [999, 749, 499, 249]  # of four steps
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return models.load(folder)
 
 
 @pytest.fixture

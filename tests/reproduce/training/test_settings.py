@@ -22,11 +22,6 @@ TWO = "a cat\na dog\n"
 
 
 @pytest.fixture(scope="module")
-def loaded(folder):
-    return models.load(folder)
-
-
-@pytest.fixture(scope="module")
 def world(folder, pair_folder, tmp_path_factory):
     """What settings name: models, prompts, pictures."""
     root = tmp_path_factory.mktemp("world")
