@@ -25,13 +25,14 @@ ROOT = Path(__file__).parents[2]
 LOSSES = {loop: f"tests/reproduce/training/test_{loop}_losses.py" for loop in ("online", "offline", "distill")}
 LOOPS = {loop: [LOSSES[loop], f"tests/reproduce/test_train_{loop}.py"] for loop in LOSSES}
 SETTINGS, RUN = "tests/reproduce/training/test_settings.py", "tests/reproduce/training/test_run.py"
+STOPPED = "tests/reproduce/common/test_interruptions.py"
 # The fast tests that matter for a file, those that see most first.
 TESTS = {
     "reproduce/train_online.py": [*LOOPS["online"], RUN, SETTINGS],
     "reproduce/train_offline.py": [*LOOPS["offline"], RUN, SETTINGS],
     "reproduce/train_distill.py": [*LOOPS["distill"], SETTINGS],
     "reproduce/training/methods.py": [*LOSSES.values(), "tests/reproduce/training/test_methods.py", SETTINGS],
-    "reproduce/training/run.py": [LOSSES["offline"], RUN, *LOOPS["online"], *LOOPS["distill"], SETTINGS],
+    "reproduce/training/run.py": [LOSSES["offline"], RUN, *LOOPS["online"], *LOOPS["distill"], SETTINGS, STOPPED],
     "reproduce/training/ema.py": LOOPS["distill"],
     "fsalign_lib/rollout.py": ["tests/fsalign_lib/test_rollout.py", *LOOPS["online"]],
     "fsalign_lib/kernels.py": ["tests/fsalign_lib/test_kernels.py", LOSSES["online"]],
