@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "harness": {"common", "data", "evaluation", "recipes", "training", "loops", "planner", "papers"},
     "tables": {"common", "data", "evaluation", "harness", "papers"},
     "commands": {"common", "data", "evaluation", "recipes", "training", "loops", "planner", "harness"},
-    "benchmarks": {"common", "data", "evaluation", "recipes", "training", "loops", "planner"},
+    "benchmarks": {"common", "data", "evaluation", "recipes", "training", "loops", "planner", "harness"},
 }
 LISTS_TABLES = "reproduce.plan"  # the one module that names the tables
 

@@ -1,18 +1,22 @@
-"""Kill a training again and again, resume it, and compare its weights with those of a training left in peace.
+"""Kill loops and a table again and again, go on with them, and compare what they leave with what one in peace leaves.
 
-python -m reproduce.benchmarks.kill_and_resume --out results.json
+OMP_NUM_THREADS=1 python -m reproduce.benchmarks.kill_and_resume --out reproduce/benchmarks/results/kill_and_resume.json
 
 Each loop is started from its command line with --resume, in a process of its own, and killed by SIGKILL after a random
 time; then again, until it has been killed often enough, and then once more to its end. A checkpoint is written after
 every update, so that many kills strike while one is written. Final weights, optimizer and history must be the same to
-the bit. The model is the tests' tiny random pipeline. The processes are forks of this one, which imports everything
-once and computes nothing.
+the bit; of a table also its scores. The loops' model is the tests' tiny random pipeline, the table's the pocket world.
+The processes are forks of this one, which imports everything once and computes nothing.
+
+What is done of a result stands in --out after each loop: the same command goes on from there.
 """
 
 import json
 import multiprocessing
 import os
 import random
+import runpy
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,11 +30,7 @@ import transformers
 import tyro
 from safetensors.torch import load_file
 
-from reproduce import (
-    train_distill,
-    train_offline,
-    train_online,
-)
+from reproduce import train_distill, train_offline, train_online
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import (
     last_checkpoint,
@@ -38,8 +38,10 @@ from reproduce.common.files import (
     writable_folder,
     write_json,
 )
-from reproduce.common.provenance import Clock, provenance
+from reproduce.common.provenance import ROOT, Clock, provenance
 from reproduce.data import sampled_pairs as pair_files
+from reproduce.evaluation.cost import COSTS
+from reproduce.harness import rows, snapshots  # noqa: F401 what a table imports when it runs something
 from reproduce.training.checkpoints import OPTIMIZERS
 from tests import tiny
 
@@ -50,24 +52,34 @@ LOADED = (
 )
 
 
+TABLE, ROWS = "pso_table2", ("base", "offline", "online")
+
+
+def table(argv: Sequence[str]) -> None:
+    """Run the table's script, as its command line does."""
+    sys.argv = [str(ROOT / "reproduce" / f"{TABLE}.py"), *argv]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 # Online PSO; SDPO, whose advantages remember earlier rounds; offline PSO; DI*, which trains two networks in turn and
-# averages one of them.
+# averages one of them; a table, which builds pairs, trains and evaluates.
 LOOPS = {
     "online": train_online.main,
     "sdpo": train_online.main,
     "offline": train_offline.main,
     "distill": train_distill.main,
+    "table": table,
 }
 
 
 @dataclass(kw_only=True)
 class KillConfig:
-    """Kill and resume each loop."""
+    """Kill and resume each loop and a table."""
 
     kills: int = 20
-    """Kills of each loop."""
+    """Kills of each."""
     updates: int = 30
-    """Rounds or updates of a whole run."""
+    """Rounds or updates of a whole run; each row of the table has a third of them."""
     seed: int = 0
     """Seed of the delays."""
     out: Path
@@ -83,8 +95,12 @@ def build_world(folder: Path) -> None:
 
 
 def command(config: KillConfig, loop: str, out: Path) -> list[str]:
-    """Write the command of a loop on few samples, with a checkpoint after each update."""
-    world = out.parent
+    """Write the command of a loop or a table on few samples, with a checkpoint after each update."""
+    world, third = out.parent, -(-config.updates // 3)
+    if loop == "table":
+        some = ["--set", f"offline.updates={third}", "--set", f"online.rounds={third}", "--set", "save_every=1"]
+        some += ["--smoke", "--only", *ROWS, "--seeds", 0, "--threads", 1, "--out", out]
+        return [str(part) for part in some]
     shared = ["--model", world / "model", "--out", out, "--save-every", 1, "--threads", 1, "--resume"]
     if loop == "distill":
         some = ["--method", "distar", "--teacher", world / "model", "--prompts", world / "prompts.txt", "--batch", 2]
@@ -125,13 +141,24 @@ def check(process: multiprocessing.Process) -> None:
         raise RuntimeError(f"a process failed by itself, with code {process.exitcode}")
 
 
+def checkpoint_folders(out: Path) -> list[Path]:
+    """List the last checkpoint of each run: one, or in a table's folder as many as it trained."""
+    found = [last_checkpoint(folder.parent) for folder in sorted(out.rglob("checkpoints"))]
+    return [checkpoint for checkpoint in found if checkpoint]
+
+
+def evaluations(out: Path) -> list[Path]:
+    """List what a table's rows were found to be, a file each."""
+    return sorted(path for row in ROWS for path in out.glob(f"runs/{TABLE}/{row}*.json"))
+
+
 def step(out: Path) -> int:
-    checkpoint = last_checkpoint(out)
-    return int(checkpoint.name) if checkpoint else 0
+    """Count what is done: updates that are kept, and rows that are evaluated."""
+    return sum(int(checkpoint.name) for checkpoint in checkpoint_folders(out)) + len(evaluations(out))
 
 
 def in_peace(config: KillConfig, loop: str, out: Path) -> tuple[float, float]:
-    """Measure the seconds until the first checkpoint, and from there to the end."""
+    """Measure the seconds until something is kept, and from there to the end."""
     started = time.time()
     process = start(config, loop, out)
     while step(out) == 0 and process.exitcode is None:
@@ -141,10 +168,17 @@ def in_peace(config: KillConfig, loop: str, out: Path) -> tuple[float, float]:
     return first - started, time.time() - first
 
 
-def kill_often(config: KillConfig, loop: str, out: Path, times: tuple[float, float], kills: list, delays) -> None:
-    """Kill one run on its way to the end, and add {"after": seconds, "step", "while_saving"} to `kills` each time."""
+def kill_often(
+    config: KillConfig, loop: str, out: Path, whole: int, times: tuple[float, float], kills: list, delays
+) -> None:
+    """Kill one run on its way to the end, and add {"after": seconds, "step", "while_saving"} to `kills` each time.
+
+    Args:
+        whole: what `step` is at the end.
+        times: what `in_peace` measured.
+    """
     until_first, rest = times
-    while len(kills) < config.kills and step(out) < config.updates:
+    while len(kills) < config.kills and step(out) < whole:
         # One in five before the first update; the others leave the run a few updates each.
         early = delays.random() < 0.2
         delay = delays.uniform(0, until_first) if early else until_first + delays.uniform(0, 2 * rest / config.kills)
@@ -154,8 +188,8 @@ def kill_often(config: KillConfig, loop: str, out: Path, times: tuple[float, flo
         if process.exitcode is None:
             process.kill()
             process.join()
-            unfinished = out / "checkpoints" / "unfinished"  # of this process, or of one that was killed before
-            saving = unfinished.exists() and unfinished.stat().st_mtime > started
+            unfinished = out.rglob("unfinished")  # of this process, or of one that was killed before
+            saving = any(folder.stat().st_mtime > started for folder in unfinished)
             kills.append({"after": round(delay, 3), "step": step(out), "while_saving": saving})
         else:
             check(process)
@@ -174,14 +208,19 @@ def same(a: Any, b: Any) -> bool:
 
 
 def contents(out: Path) -> dict[str, Any]:
-    folder = last_checkpoint(out)
-    optimizers = [folder / name for name in OPTIMIZERS if (folder / name).exists()]
-    return {
-        "weights": [load_file(path) for path in sorted(folder.glob("*.safetensors"))],
+    folders = checkpoint_folders(out)
+    optimizers = [folder / name for folder in folders for name in OPTIMIZERS if (folder / name).exists()]
+    found: dict[str, Any] = {
+        "weights": [load_file(path) for folder in folders for path in sorted(folder.glob("*.safetensors"))],
         "optimizer": [torch.load(path, weights_only=True) for path in optimizers],
-        "history": json.loads((folder / "state.json").read_text())["history"],
-        "step": int(folder.name),
+        "history": [json.loads((folder / "state.json").read_text())["history"] for folder in folders],
+        "step": step(out),
     }
+    cells = [json.loads(path.read_text())["cells"] for path in evaluations(out)]
+    for cell in (cell for row in cells for cell in row.values()):
+        for cost in COSTS:  # seconds and memory, as measured
+            cell["means"].pop(cost, None)
+    return found | ({"scores": cells} if cells else {})
 
 
 def compare(config: KillConfig, loop: str, folder: Path) -> dict[str, Any]:
@@ -191,7 +230,7 @@ def compare(config: KillConfig, loop: str, folder: Path) -> dict[str, Any]:
     kills, runs, delays = [], [], random.Random(f"{loop}/{config.seed}")
     while len(kills) < config.kills:
         out = folder / f"{loop}-{len(runs)}"
-        kill_often(config, loop, out, times, kills, delays)
+        kill_often(config, loop, out, step(peace), times, kills, delays)
         one, other = contents(peace), contents(out)
         runs.append({name: same(one[name], other[name]) for name in one})
     saving = sum(k["while_saving"] for k in kills)
@@ -205,11 +244,15 @@ def prepare(config: KillConfig) -> KillConfig:
 
 
 def run(config: KillConfig) -> None:
-    clock = Clock()
+    clock, loops = Clock(), {}
+    before = json.loads(config.out.read_text()) if config.out.exists() else {}
+    if before.get("config") == plain(config) and before["loops"].keys() < LOOPS.keys():  # it was stopped
+        clock, loops = clock.after(before), before["loops"]
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
         finish(fork(build_world, Path(folder)))
-        loops = {loop: compare(config, loop, Path(folder)) for loop in LOOPS}
-    write_json(config.out, {"config": plain(config), **provenance(clock), "loops": loops})
+        for loop in [name for name in LOOPS if name not in loops]:
+            loops[loop] = compare(config, loop, Path(folder))
+            write_json(config.out, {"config": plain(config), **provenance(clock), "loops": loops})
     for loop, found in loops.items():
         alike = all(all(equal.values()) for equal in found["runs"])
         alike = "the same to the bit" if alike else f"NOT the same: {found['runs']}"

@@ -109,5 +109,7 @@ def test_a_batch_must_divide_among_the_processes(world, tmp_path, monkeypatch, c
 def test_killed_again_and_again_the_weights_are_the_same(tmp_path):
     argv = ["--kills", "2", "--updates", "6", "--out", str(tmp_path / "kills.json")]
     assert launch(kill_and_resume.main, [(argv,)]) == [0]
-    for found in json.loads((tmp_path / "kills.json").read_text())["loops"].values():
+    loops = json.loads((tmp_path / "kills.json").read_text())["loops"]
+    for found in loops.values():
         assert found["kills"] == 2 and all(all(same.values()) for same in found["runs"])
+    assert all("scores" in run for run in loops["table"]["runs"])
