@@ -117,4 +117,6 @@ def test_show_displays_a_png(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     show(new_figure()[0])
-    assert shown[0].data.startswith(b"\x89PNG")
+    show(new_figure()[0], colors=16)
+    assert all(picture.data.startswith(b"\x89PNG") for picture in shown)
+    assert len(shown[1].data) < len(shown[0].data)

@@ -1,0 +1,44 @@
+"""The notebooks' exercises: each has a stub that says so, and a folded solution that passes the check beside it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.fsalign_lib.lesson.test_exercises import EXERCISES
+
+NOTEBOOKS = {
+    path.name: json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+}
+FOLDED = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)```\n</details>", re.DOTALL)
+
+
+def sources(cells: list[dict], kind: str) -> list[str]:
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind]
+
+
+def solutions() -> list[tuple[str, str]]:
+    """(notebook, code) of every folded solution that is code."""
+    return [
+        (name, code)
+        for name, cells in NOTEBOOKS.items()
+        for code in FOLDED.findall("\n".join(sources(cells, "markdown")))
+    ]
+
+
+def written(name: str) -> list[str]:
+    """The names of the exercises whose stub a notebook has."""
+    return re.findall(r"^check_(\w+)\(\1\)$", "\n".join(sources(NOTEBOOKS[name], "code")), re.MULTILINE)
+
+
+@pytest.mark.parametrize("notebook, code", solutions(), ids=lambda text: re.sub(r"\W.*", "", text.replace("def ", "")))
+def test_the_folded_solution_passes(notebook, code):
+    (name,) = re.findall(r"^def (\w+)\(", code, re.MULTILINE)
+    assert name in written(notebook), "a stub and a check stand beside the solution"
+    space = {"torch": torch, "F": F}
+    exec(code, space)
+    assert EXERCISES[name].verdict(space[name]) == "right."
