@@ -279,3 +279,26 @@ check_noise_weight = Exercise(
     cases=lambda: [(torch.logspace(-1, 1, 5, dtype=torch.float64), 0.5)],
     returns="(n,), one weight a noise level",
 )
+
+check_balanced_scale = Exercise(
+    "balanced_scale",
+    right=lambda reward_gradient: 1 / reward_gradient.flatten(1).norm(dim=1).mean(),
+    mistakes={
+        "this is the reward's own pull: the scale that makes it 1 is one over it.": lambda g: (
+            g.flatten(1).norm(dim=1).mean()
+        ),
+        "you average the gradients before the norm: pulls of different samples cancel in it.": lambda g: (
+            1 / g.mean(0).norm()
+        ),
+        "this is the norm over the whole batch: each sample has its own.": lambda g: 1 / g.norm(),
+        "this is the squared norm: take its root.": lambda g: 1 / g.flatten(1).square().sum(1).mean(),
+        "you average over the dimensions: a pull is a norm over the sample.": lambda g: (
+            1 / g.flatten(1).square().mean(1).sqrt().mean()
+        ),
+        "you average 1 / norm: a sample with hardly any gradient would decide alone.": lambda g: (
+            1 / g.flatten(1).norm(dim=1)
+        ).mean(),
+    },
+    cases=lambda: [(0.1 * draw(142, 6, 2, 3) * draw(143, 6, 1, 1).exp(),), (3 * draw(144, 4, 5),)],
+    returns="a scalar",
+)
