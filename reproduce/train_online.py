@@ -9,7 +9,8 @@ A round, in `train`:
 2. Score the last pictures with a reward, or a few predictions on the way (SDPO).
 3. Give credit: rank each pair, and make returns and advantages of rewards where the method needs them.
 4. Update on the pairs in minibatches: all steps of a pair at once, or one step of each pair (see `fsalign_lib.losses`).
-   The transitions of a micro-batch go through the network in one forward.
+   The transitions of a micro-batch go through the network in one forward. A method that is differentiated through the
+   reward (DRaFT) has neither 2 nor 3: its loss scores the last predictions, with the graph through the last step.
 5. Record the round.
 """
 
@@ -30,13 +31,14 @@ from fsalign_lib.losses.reward_difference import Updates, importance_weights, st
 from fsalign_lib.models.conditioning import Cond
 from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from fsalign_lib.rewards import load_reward
+from fsalign_lib.rewards.jpeg import JPEGReward
 from fsalign_lib.rollout import rollout, seeded_noise, transition_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.common.files import digest
 from reproduce.data.encoded_prompts import store_prompts
 from reproduce.data.prompt_sets import read_prompts, warn_of_cut
 from reproduce.training.config import RewardFunction, TrainConfig, parse_training
-from reproduce.training.methods import METHODS, Rollouts, find, sums_steps
+from reproduce.training.methods import METHODS, Rollouts, Scored, find, sums_steps
 from reproduce.training.run import Run, check_divides, check_training, epoch_rows, kept, load_model, training_kernel
 
 STEPS_AT_ONCE = 8  # of each trajectory, in a forward without gradient
@@ -94,8 +96,13 @@ class OnlineConfig(TrainConfig):
     """Pairs sampled at a time; None: all of the round."""
 
     def trained_steps(self, kernel: Kernel) -> Tensor:
-        """Return the steps that enter losses: the stochastic ones, without the trajectory's last if it is left out."""
+        """Return the steps that enter losses: the stochastic ones, without the trajectory's last if it is left out.
+
+        Through a reward it is the last one.
+        """
         last = kernel.num_steps - 1
+        if "reward gradient" in METHODS[self.method].needs:
+            return torch.tensor([last])
         return torch.tensor([n for n in kernel.stochastic_steps if self.last_step or n < last], dtype=torch.long)
 
 
@@ -156,6 +163,8 @@ def prepare(config: OnlineConfig, model: LatentModel | None = None, reward: Rewa
         advantages = Advantages(len(prompts), steps, config.normalize, *limits)
     dtype = getattr(torch, config.frozen_dtype or "float32")
     reward = reward or load_reward(config.reward, scale=config.scale, dtype=dtype)
+    if isinstance(reward, JPEGReward) and "reward gradient" in METHODS[config.method].needs:
+        raise ValueError(f"reward {config.reward} has no gradient: choose another, or another method")
     run = Run(config, model)
     run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}")
     if advantages is not None:
@@ -196,6 +205,12 @@ def check_settings(config: OnlineConfig, kernel: Kernel) -> None:
         raise ValueError(
             f"{config.method} with queries = {config.queries!r}: it compares rewards of whole trajectories; use final"
         )
+    if "reward gradient" in needs:
+        for name, only in (("queries", "final"), ("normalize", None), ("clip", None), ("clamp", None)):
+            if getattr(config, name) != only:
+                raise ValueError(
+                    f"{name} = {getattr(config, name)!r} with {config.method}, which has none: leave it out"
+                )
 
 
 def round_kernel(setup: Setup, number: int) -> Kernel:
@@ -264,7 +279,9 @@ def sample_some(
         check_finite(f"reward {c.reward}", values, prompts, c.seed, number)
         return values
 
-    if c.queries == "final":
+    if "reward gradient" in METHODS[c.method].needs:  # the loss scores the last predictions, once an epoch
+        rewards, queries = trajectory.log_prob.new_zeros(len(names), 1), c.epochs * len(names)
+    elif c.queries == "final":
         rewards, queries = score(trajectory.final, torch.arange(len(names)))[:, None], len(names)
     else:  # a few predictions are scored, and the other steps' rewards follow from how alike the predictions are
         uniform = None
@@ -366,6 +383,8 @@ def minibatch_loss(
         FloatingPointError: a log-prob is not finite.
     """
     c, method = setup.config, METHODS[setup.config.method]
+    if "reward gradient" in method.needs:
+        return method.loss(*method.inputs(Scored(last_rewards(setup, pairs, which)), c))
     logp = log_probs(setup, pairs, which, steps)  # (M, 2, s)
     check_finite("the log-prob", logp, [pairs.prompts[i] for i in which], c.seed, pairs.number)
     weight = importance_weights(pairs.kernel.num_steps, c.decay, c.eta, c.decay_order)[steps]
@@ -384,16 +403,40 @@ def minibatch_loss(
     return loss, diagnostics | {"drift": (logp - base).detach().abs().mean()}
 
 
+def last_rewards(setup: Setup, pairs: Pairs, which: Tensor) -> Tensor:
+    """Return rewards of the last predictions, with their graph through reward, decoder and the last step alone.
+
+    Args:
+        which: pairs  # (M,) long
+
+    Returns:
+        of both trajectories.  # (M, 2)
+
+    Raises:
+        FloatingPointError: a reward is not finite.
+    """
+    model, kernel, last = setup.model, pairs.kernel, pairs.kernel.num_steps - 1
+    names = [pairs.prompts[i] for i in which.tolist() for _ in range(2)]
+    which = send(which, pairs.states.device)
+    x = pairs.states[which, :, last].flatten(0, 1)  # recorded without a graph
+    cond = pairs.cond[which].repeat_interleave(2, 0)
+    x0_hat = model.predict_x0(kernel.model_input(x, last), int(kernel.timesteps[last]), cond)
+    rewards = setup.reward(model.decode(x0_hat, through_clamp=True), names).float()
+    check_finite(f"reward {setup.config.reward}", rewards, names, setup.config.seed, pairs.number)
+    return rewards.view(-1, 2)
+
+
 def train(setup: Setup) -> Iterator[dict[str, float]]:
     """Train, and yield each round's record.
 
-    A record has the mean reward, the share of ties, the reward queries; the means over updates of the loss, of its
-    diagnostics and of the gradient's norm; and `drift`, the mean |log-ratio| to the reference, or to the model that
-    sampled where the method needs no reference.
+    A record has the reward queries, the mean reward, and the share of ties where rewards rank; the means over updates
+    of the loss, of its diagnostics and of the gradient's norm; and, where there are log-probs, `drift`, the mean
+    |log-ratio| to the reference, or to the model that sampled where the method needs no reference.
     """
     c, run = setup.config, setup.run
     for number in range(run.start, c.rounds):
-        # Sample, score, credit: the model as it is now makes the pairs that this round learns from.
+        # Sample, score, credit: the model as it is now makes the pairs that this round learns from. Where the loss goes
+        # through the reward, they are sampled alone.
         pairs = sample_pairs(setup, number)
 
         # The reference does not move, so one pass over the pairs serves all updates.
@@ -413,7 +456,9 @@ def train(setup: Setup) -> Iterator[dict[str, float]]:
         # Record, and save when it is time.
         tie = pairs.reward[:, 0] == pairs.reward[:, 1]
         queries = torch.tensor(float(pairs.queries), device=tie.device)
-        record = {"reward": pairs.reward.mean(), "ties": tie.float().mean(), "queries": queries}
+        record = {"queries": queries}
+        if "reward gradient" not in METHODS[c.method].needs:
+            record |= {"reward": pairs.reward.mean(), "ties": tie.float().mean()}
         record |= {name: torch.stack([update[name] for update in updates]).mean() for name in updates[0]}
         yield run.record(number, c.rounds, record)
 

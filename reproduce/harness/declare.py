@@ -143,7 +143,7 @@ SMOKE = World(
         "pairs": {"count": 4, "batch": 4, "steps": 2, "tie": 0.0},
         "targets": {"count": 4, "references": 2, "prior": 2},
         "pso-online": ONLINE,
-        **dict.fromkeys(("d3po", "ddpo", "rebel"), ONLINE | EACH),
+        **dict.fromkeys(("d3po", "ddpo", "rebel", "draft"), ONLINE | EACH),
         "sdpo": ONLINE | EACH | {"steps": 4},
         **dict.fromkeys(("pso-offline", "diffusion-dpo", "dreambooth", "pso-customize"), OFFLINE),
         **dict.fromkeys(("sft", "pso"), OFFLINE | EACH),

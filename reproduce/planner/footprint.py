@@ -202,7 +202,8 @@ class Networks:
         self.sliced = set()
         self.runs += 1  # a reward encodes each prompt once
         prompts, kept = [f"prompt {i} of run {self.runs}" for i in range(rows)], None if many_prompts else cond
-        self.model.vae.use_slicing = c.vae_slicing and c.loop != "distill"  # with a graph it saves next to nothing
+        with_graph = c.loop == "distill" or "reward gradient" in METHODS[c.method].needs
+        self.model.vae.use_slicing = c.vae_slicing and not with_graph  # with a graph it saves next to nothing
 
         def score(pictures: Tensor, prompts: list[str]) -> Tensor:
             if reward is None:

@@ -1,4 +1,4 @@
-"""Read a method's settings at a scale, each with its source: a file for each paper.
+"""Read a method's settings at a scale, each with its source: a file for each paper, and one for what has none.
 
 Baselines stand in the file of the paper that compares with them. A setting that the recipe leaves out has the default
 of the loop's configuration.
@@ -8,10 +8,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from reproduce.recipes import dipp, distar, pso, sdpo
+from reproduce.recipes import dipp, direct, distar, pso, sdpo
 
 SCALES = ("pocket", "full")
-RECIPES = pso.RECIPES | sdpo.RECIPES | dipp.RECIPES | distar.RECIPES
+RECIPES = pso.RECIPES | sdpo.RECIPES | dipp.RECIPES | distar.RECIPES | direct.RECIPES
 # name -> (loop, settings at full scale in the place of those of its methods): not the papers', and declared as such.
 VARIANTS = {"adapters": ("distill", dipp.ADAPTERS)}
 

@@ -1,6 +1,6 @@
 """Register the methods: for each its loop, its loss, and what the loop has to give it.
 
-A loop computes what a method sees of some rows, `Rollouts`, `Errors` or `Matched`, and calls
+A loop computes what a method sees of some rows, `Rollouts`, `Scored`, `Errors` or `Matched`, and calls
 
     loss, diagnostics = method.loss(*method.inputs(data, config))
 
@@ -19,6 +19,7 @@ from fsalign_lib.losses.distribution_matching import diff_instruct, sim
 from fsalign_lib.losses.policy_gradient import ddpo_clipped
 from fsalign_lib.losses.preference import d3po, diffusion_dpo, pso, pso_offline, pso_online, pso_without_reference
 from fsalign_lib.losses.reward_difference import rebel, sdpo
+from fsalign_lib.losses.reward_gradient import draft
 
 Loop = Literal["online", "offline", "distill"]
 
@@ -31,6 +32,7 @@ NEEDS: dict[Loop, dict[str, str]] = {
         "all steps": "all steps of a pair in one micro-batch: the loss sums over them, inside a square or outside",
         "clip below 1": "`clip` is a range of the ratio around 1",
         "clamp below 1": "`clamp` is a range of the ratio around 1",
+        "reward gradient": "the reward of the last prediction, with its graph through that step alone; no log-probs",
     },
     "offline": {
         "reference": "errors under the reference model",
@@ -101,6 +103,13 @@ class Rollouts:
     def trajectories(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probs now, log-probs when sampled, and advantages, without pairs (2M, s)."""
         return self.logp.flatten(0, 1), self.logp_old.flatten(0, 1), self.advantage.flatten(0, 1)
+
+
+@dataclass
+class Scored:
+    """Hold what a loss that is differentiated through the reward sees of M pairs of trajectories."""
+
+    reward: Tensor  # (M, 2) of the last prediction, with the graph through reward, decoder and that step
 
 
 @dataclass
@@ -181,6 +190,8 @@ METHODS: dict[str, Method] = {
         lambda data, c: (*data.branches(), data.advantage[:, 0], data.advantage[:, 1], data.weight, c.clip),
         needs=("advantages",),
     ),
+    # on own samples, through a differentiable reward
+    "draft": Method("online", draft, lambda data, c: (data.reward.flatten(),), needs=("reward gradient",)),
     # on given pictures, in pairs or alone
     "pso-offline": Method(
         "offline",

@@ -23,7 +23,7 @@ def test_every_recipe_is_complete_and_has_sources(method, scale):
 
 
 def test_a_paper_has_a_file_and_a_method_one_recipe():
-    papers = (recipes.pso, recipes.sdpo, recipes.dipp, recipes.distar)
+    papers = (recipes.pso, recipes.sdpo, recipes.dipp, recipes.distar, recipes.direct)
     named = [method for paper in papers for method in paper.RECIPES]
     assert sorted(named) == sorted(METHODS) and len(set(named)) == len(named)
     assert not any(" | " in Path(paper.__file__).read_text() for paper in papers), "nothing is merged"

@@ -50,9 +50,15 @@ def test_a_method_is_found_in_its_own_loop_alone():
 
 def test_losses_are_called_as_they_are():
     """So that what stands on the stack above a loss is the loop."""
-    from fsalign_lib.losses import distribution_matching, policy_gradient, preference, reward_difference
+    from fsalign_lib.losses import (
+        distribution_matching,
+        policy_gradient,
+        preference,
+        reward_difference,
+        reward_gradient,
+    )
 
-    library = (distribution_matching, policy_gradient, preference, reward_difference)
+    library = (distribution_matching, policy_gradient, preference, reward_difference, reward_gradient)
     for name, method in METHODS.items():
         if name not in ("sft", "dreambooth"):
             assert any(getattr(module, method.loss.__name__, None) is method.loss for module in library), name

@@ -101,6 +101,54 @@ CASES = {
         {"eta": 0.05, "decay": 0.5, "clip": 1e-3, "decay_order": "reverse", "reduction": "mean"},
     ),
 }
+
+
+def test_through_a_reward_the_gradient_passes_reward_decoder_and_last_step_alone(make):
+    """The loss is the mean reward of what the last step predicts of the recorded state before it, negated."""
+    setup = make("draft")
+    nudge(setup.model, seed=1)
+    pairs = train_online.sample_pairs(setup, 0)
+    nudge(setup.model, seed=2)
+    which, steps = next(train_online.minibatches(setup, pairs, 0))
+    assert sorted(which.tolist()) == [0, 1] and steps.tolist() == [[3], [3]]
+    loss, diagnostics = train_online.minibatch_loss(setup, pairs, None, which, steps)
+
+    model, ab = setup.model, setup.model.schedule.alpha_bar[249].item()
+    rewards = []
+    for i, prompt in enumerate(pairs.prompts):
+        for side in range(2):
+            x = pairs.states[i, side, 3][None] * math.sqrt(ab)  # Euler's states are x_0 + sigma eps
+            eps = model.predict_eps(x, 249, model.encode_prompts([prompt]))
+            x0 = (x - math.sqrt(1 - ab) * eps) / math.sqrt(ab)
+            inside = model.decode(x0)
+            beyond = model.vae.decode(x0 / model.vae.config.scaling_factor).sample / 2 + 0.5
+            rewards.append(tiny.taste(beyond + (inside - beyond).detach(), [prompt]))
+    expected = -torch.cat(rewards).mean()
+    same(loss, expected, model)
+    assert diagnostics["reward"] == pytest.approx(-expected.item())
+    assert pairs.queries == 4, "each picture is scored once an epoch, by the loss"
+
+
+def test_a_method_through_a_reward_refuses_what_it_does_not_have(make, loaded, prompts_file, tmp_path):
+    for settings, told in (
+        ({"queries": "adaptive"}, "queries = 'adaptive' with draft, which has none"),
+        ({"normalize": "prompt"}, "normalize = 'prompt' with draft"),
+        ({"clamp": 0.1}, "clamp = 0.1 with draft"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make("draft", **settings)
+    with pytest.raises(ValueError, match="reward jpeg-compressibility has no gradient: choose another"):
+        config = make_config(
+            train_online.OnlineConfig,
+            "draft",
+            model="tiny",
+            prompts=prompts_file,
+            reward="jpeg-compressibility",
+            out=tmp_path / "jpeg",
+        )
+        train_online.prepare(config, copy.deepcopy(loaded))
+
+
 UNSET = {"beta": 1.0, "eta": 1.0, "decay": 1.0, "clip": 1e9, "clamp": 0.999999}
 
 
