@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fsalign_lib.lesson.exercise import NOT_ATTEMPTED
 from tests.fsalign_lib.lesson.test_exercises import EXERCISES
 
 NOTEBOOKS = {
@@ -42,3 +43,22 @@ def test_the_folded_solution_passes(notebook, code):
     space = {"torch": torch, "F": F}
     exec(code, space)
     assert EXERCISES[name].verdict(space[name]) == "right."
+
+
+def test_every_exercise_stands_in_one_notebook_with_its_solution():
+    stubs = [name for notebook in NOTEBOOKS for name in written(notebook)]
+    assert sorted(stubs) == sorted(EXERCISES)
+    assert sorted(re.search(r"^def (\w+)\(", code, re.MULTILINE)[1] for _, code in solutions()) == sorted(EXERCISES)
+
+
+@pytest.mark.parametrize("notebook", [name for name in NOTEBOOKS if not name.startswith("00")])
+def test_every_notebook_has_two_and_is_committed_unanswered(notebook):
+    assert len(written(notebook)) >= 2
+    told = [
+        "".join(output["text"]).strip()
+        for cell in NOTEBOOKS[notebook]
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "stream"
+    ]
+    for name in written(notebook):
+        assert f"{name}: {NOT_ATTEMPTED}" in told
