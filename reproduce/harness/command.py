@@ -24,7 +24,7 @@ import tyro
 
 from reproduce.common.cli import failures, interruptions, leave, positive, processes, quiet, refusals, set_up_machine
 from reproduce.common.files import writable_folder, write_json, write_text
-from reproduce.harness.declare import GIVEN, MOST_SEEDS, SMOKE, Row, Table, World
+from reproduce.harness.declare import GIVEN, MOST_SEEDS, SMOKE, Row, Table, World, with_rows
 
 if TYPE_CHECKING:
     from reproduce.common.provenance import Clock
@@ -113,17 +113,16 @@ def kept(config: TableConfig) -> tuple[str, str]:
 def at_scale(table: Table, scale: str) -> Table:
     """Return the table with the rows, and the settings of rows, that it has at this scale."""
 
-    def there(rows: dict[str, Row | dict[str, Row]]) -> dict[str, Row]:
-        declared = {name: row if isinstance(row, Row) else row.get(scale) for name, row in rows.items()}
-        return {name: one(row) for name, row in declared.items() if row is not None}
-
-    def one(row: Row) -> Row:
+    def there(_: str, row: Row | dict[str, Row]) -> Row | None:
+        row = row if isinstance(row, Row) else row.get(scale)
+        if row is None:
+            return None
         sampled = row.sampled
         if sampled and isinstance(sampled.steps, dict):
             sampled = replace(sampled, steps=sampled.steps[scale])
         return replace(row, settings=row.settings | getattr(row, scale), pocket={}, full={}, sampled=sampled)
 
-    return replace(table, rows=there(table.rows), own=replace(table.own, starts=there(table.own.starts)))
+    return with_rows(table, there)
 
 
 def check(table: Table, config: TableConfig) -> None:

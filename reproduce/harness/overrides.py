@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
-from reproduce.harness.declare import GIVEN, Row, Table
+from reproduce.harness.declare import GIVEN, Row, Table, with_rows
 from reproduce.harness.rows import CONFIGS, free_settings, uses_pairs
 from reproduce.harness.targets import Targets
 from reproduce.recipes import fits
@@ -62,14 +62,10 @@ def override(table: Table, scale: str, given: Sequence[str]) -> tuple[Table, dic
         having = {row: kind for row, kind in kinds.items() if name in get_type_hints(kind)} or kinds
         changed = {row: (parsed(each, kind, OF_RUNS, name, text.strip()), GIVEN) for row, kind in having.items()}
 
-        def with_it(rows: dict[str, Row], name: str = name, changed: dict = changed) -> dict[str, Row]:
-            return {
-                row: replace(about, settings=about.settings | {name: changed[row]}) if row in changed else about
-                for row, about in rows.items()
-            }
+        def with_it(row: str, about: Row, name: str = name, changed: dict = changed) -> Row:
+            return replace(about, settings=about.settings | {name: changed[row]}) if row in changed else about
 
-        starts = replace(table.own, starts=with_it(table.own.starts))
-        table = replace(table, rows=with_it(table.rows), own=starts)
+        table = with_rows(table, with_it)
     return table, apart
 
 

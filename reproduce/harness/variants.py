@@ -8,7 +8,7 @@
 from dataclasses import replace
 
 from fsalign_lib.models.presets import PRESETS
-from reproduce.harness.declare import Row, Table
+from reproduce.harness.declare import Row, Table, with_rows
 from reproduce.recipes import VARIANTS
 from reproduce.training.methods import METHODS
 
@@ -40,13 +40,9 @@ def vary(table: Table, scale: str, recipe: str) -> Table:
             "time": (PRESETS[model].timesteps[0], f"as {model}"),
         }
 
-    def varied(rows: dict[str, Row]) -> dict[str, Row]:
-        return {
-            name: replace(row, settings=row.settings | settings) if concerned(row) else row
-            for name, row in rows.items()
-        }
+    def varied(_: str, row: Row) -> Row:
+        return replace(row, settings=row.settings | settings) if concerned(row) else row
 
     told = ", ".join(f"{name} = {value}" for name, (value, _) in settings.items())
     note = f"**Not the paper's settings, for want of memory: recipe {recipe}, with {told}.** {table.note}"
-    own = replace(table.own, starts=varied(table.own.starts))
-    return replace(table, rows=varied(table.rows), own=own, note=note)
+    return replace(with_rows(table, varied), note=note)
