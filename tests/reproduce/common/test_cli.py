@@ -1,11 +1,15 @@
 """What commands share: an error ends one in one line, and only an error that its user can mend."""
 
+import os
+
 import pytest
 import torch
 
+from reproduce import pso_table2, train_online
 from reproduce.common import cli
 from reproduce.common.cli import failures, generator, processes, refusals
 from reproduce.common.provenance import Clock, provenance
+from reproduce.harness.command import command
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,36 @@ def test_random_numbers_depend_on_the_key_alone():
 def test_one_process_is_the_main_one():
     state = processes()
     assert state.is_main_process and state.num_processes == 1 and state.device.type in ("cpu", "cuda")
+
+
+def test_processes_that_see_no_others_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    """As accelerate leaves them on a machine without a GPU: each would do all the work, in the same folder."""
+    processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "run"
+    for main in (
+        lambda: train_online.main(["--out", str(out)]),
+        lambda: command(pso_table2.TABLE, None, ["--smoke", "--out", str(out)]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        told = capsys.readouterr().err
+        assert stopped.value.code == 2 and told.count("\n") == 1
+        assert told.startswith("error: 2 processes were launched (WORLD_SIZE), and this one sees 1: ")
+        assert "put ACCELERATE_USE_CPU=true before the command" in told and not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocators_setting_is_the_environments_if_it_has_one(name, monkeypatch):
+    """torch reads the second name first, so that there what is set here goes for nothing."""
+    for each in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    cli.set_up_machine()
+    assert os.environ[name] == "max_split_size_mb:128"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    cli.set_up_machine()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_float32_matrices_are_in_tf32_on_a_gpu_alone_and_the_result_says_so(monkeypatch):

@@ -8,8 +8,10 @@ import time
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
+from reproduce.common.cli import processes
 from reproduce.evaluation.cost import COSTS
 from reproduce.harness import rows
 from reproduce.harness.command import command
@@ -214,7 +216,9 @@ def test_one_checkpoint_has_one_score_and_all_rows_one_precision(name, only, tmp
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_sampled(tmp_path, monkeypatch, capsys):
+    processes()
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 4)
     argv = ["--smoke", "--out", str(tmp_path), "--only", "base", "offline"]
     from reproduce import pso_table2
 

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
 from fsalign_lib.models.load import load
 from reproduce import train_distill, train_offline, train_online
 from reproduce.benchmarks import kill_and_resume
+from reproduce.common.cli import processes
 from reproduce.common.files import last_checkpoint
 from reproduce.data import sampled_pairs as pair_files
 from tests import tiny
@@ -92,7 +94,9 @@ def test_two_processes_train_as_one(world, by_two, tmp_path, kind):
 
 
 def test_a_batch_must_divide_among_the_processes(world, tmp_path, monkeypatch, capsys):
+    processes()
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 4)
     online, *_, distill, offline = commands(world, tmp_path)
     for main, argv, told in (
         (train_online.main, online, "pairs = 6 does not divide among 4 processes: choose a multiple of 4"),
