@@ -36,6 +36,7 @@ from reproduce.common.provenance import Clock, provenance
 from reproduce.training import checkpoints, sharding
 from reproduce.training.checkpoints import Kept, Trained
 from reproduce.training.config import TrainConfig
+from reproduce.training.methods import METHODS
 
 # What accelerate would take from the environment, and what it may say: the mathematics is the settings' alone.
 ENVIRONMENT = {
@@ -137,10 +138,11 @@ def training_kernel(config: TrainConfig, model: LatentModel) -> Kernel:
     """Return the sampler that the settings name.
 
     Raises:
-        ValueError: it has no stochastic step, so there is nothing to train.
+        ValueError: it has no stochastic step, so there is no likelihood to train.
     """
     kernel = model.sampler(config.steps, config.kernel)
-    require_stochastic(kernel)
+    if "reward gradient" not in METHODS[config.method].needs:
+        require_stochastic(kernel)
     return kernel
 
 

@@ -129,6 +129,17 @@ def test_through_a_reward_the_gradient_passes_reward_decoder_and_last_step_alone
     assert pairs.queries == 4, "each picture is scored once an epoch, by the loss"
 
 
+def test_through_a_reward_a_single_step_is_trained_too(make):
+    """Of a one-step generator, which has no likelihood."""
+    setup = make("draft", steps=1)
+    pairs = train_online.sample_pairs(setup, 0)
+    loss, _ = train_online.minibatch_loss(setup, pairs, None, torch.arange(2), torch.zeros(2, 1, dtype=torch.long))
+    names = [prompt for prompt in pairs.prompts for _ in range(2)]
+    drawn = setup.model.decode(pairs.states[:, :, 1].flatten(0, 1))  # a last step gives its prediction
+    assert loss.item() == pytest.approx(-tiny.taste(drawn, names).mean().item(), rel=1e-4)
+    assert gradient(loss, setup.model).norm() > 0
+
+
 def test_a_method_through_a_reward_refuses_what_it_does_not_have(make, loaded, prompts_file, tmp_path):
     for settings, told in (
         ({"queries": "adaptive"}, "queries = 'adaptive' with draft, which has none"),
