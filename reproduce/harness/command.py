@@ -15,7 +15,7 @@ What runs a row is imported when something is run, so that --help answers at onc
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,7 +24,7 @@ import tyro
 
 from reproduce.common.cli import failures, interruptions, leave, positive, processes, quiet, refusals, set_up_machine
 from reproduce.common.files import writable_folder, write_json, write_text
-from reproduce.harness.declare import GIVEN, MOST_SEEDS, SMOKE, Row, Table, World, with_rows
+from reproduce.harness.declare import GIVEN, MOST_SEEDS, SMOKE, Row, Table, World
 
 if TYPE_CHECKING:
     from reproduce.common.provenance import Clock
@@ -108,6 +108,20 @@ def command(table: Table, doc: str | None, argv: Sequence[str] | None = None) ->
 def kept(config: TableConfig) -> tuple[str, str]:
     """Return what an interrupted table leaves: the same command goes on from there."""
     return f"finished rows, and the last checkpoint of the one in training, are kept in {config.work}", ""
+
+
+def with_rows(table: Table, change: Callable[[str, Row | dict[str, Row]], Row | None]) -> Table:
+    """Return the table with each of its rows, and of those that they start from, changed.
+
+    Args:
+        change: (name, row as it is declared) -> the row in its place; None: there is none.
+    """
+
+    def changed(rows: dict[str, Row | dict[str, Row]]) -> dict[str, Row]:
+        found = {name: change(name, row) for name, row in rows.items()}
+        return {name: row for name, row in found.items() if row is not None}
+
+    return replace(table, rows=changed(table.rows), own=replace(table.own, starts=changed(table.own.starts)))
 
 
 def at_scale(table: Table, scale: str) -> Table:

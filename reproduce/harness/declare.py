@@ -6,7 +6,7 @@ Nothing here loads or computes: a table's script imports this module alone, so t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -117,20 +117,6 @@ class Table:
     seeds: tuple[int, ...] = SEEDS
     note: str = ""  # for the page: what its metrics mean
     own: Own = Own()
-
-
-def with_rows(table: Table, change: Callable[[str, Row | dict[str, Row]], Row | None]) -> Table:
-    """Return the table with each of its rows, and of those that they start from, changed.
-
-    Args:
-        change: (name, row as it is declared) -> the row in its place; None: there is none.
-    """
-
-    def changed(rows: dict[str, Row | dict[str, Row]]) -> dict[str, Row]:
-        found = {name: change(name, row) for name, row in rows.items()}
-        return {name: row for name, row in found.items() if row is not None}
-
-    return replace(table, rows=changed(table.rows), own=replace(table.own, starts=changed(table.own.starts)))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
-from reproduce.harness.declare import GIVEN, Row, Table, with_rows
+from reproduce.harness.command import with_rows
+from reproduce.harness.declare import GIVEN, Row, Table
 from reproduce.harness.rows import CONFIGS, free_settings, uses_pairs
 from reproduce.harness.targets import Targets
 from reproduce.recipes import fits

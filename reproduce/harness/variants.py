@@ -8,7 +8,8 @@
 from dataclasses import replace
 
 from fsalign_lib.models.presets import PRESETS
-from reproduce.harness.declare import Row, Table, with_rows
+from reproduce.harness.command import with_rows
+from reproduce.harness.declare import Row, Table
 from reproduce.recipes import VARIANTS
 from reproduce.training.methods import METHODS
 
