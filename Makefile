@@ -7,6 +7,8 @@
 #                            every full-size plan (about half an hour on two cores)
 #   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
 #   make pages               decide the claims of all committed results again, and write their pages and READMEs
+#   make ledger              run every table of the pocket world that is not yet run, and say what each took and what is
+#                            missing; ARGS=--status runs nothing
 #   make format              let ruff format and fix
 #   make image-reward        the rewards' own packages, without what they ask for (CONTRIBUTING.md says why); the tests
 #                            compare with them, so make test and make unit begin with it
@@ -24,7 +26,7 @@ originals := $(VENV)/.originals-installed
 tables := $(basename $(notdir $(wildcard reproduce/results/*_*.md)))
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test unit long lint format pages notebooks image-reward clean
+.PHONY: demo test unit long lint format pages ledger notebooks image-reward clean
 .DELETE_ON_ERROR:
 
 demo: $(installed)
@@ -51,6 +53,9 @@ format: $(installed)
 # Twice: the statuses of one page depend on the results of all tables of its paper.
 pages: $(installed)
 	@for table in $(tables) $(tables); do $(python) reproduce/$$table.py --table-only || exit 1; done
+
+ledger: $(installed)
+	$(python) reproduce/ledger.py $(ARGS)
 
 notebooks: $(installed)
 	@for notebook in $(notebooks); do \
