@@ -36,9 +36,10 @@ MODULES = (
     *(dipp_table1, distar_table1, distar_table2, distar_table3, distar_pareto),
 )
 TABLES: dict[str, Table] = {module.TABLE.name: module.TABLE for module in MODULES}
-# H100 hours of all training seeds before the plan read the settings that run: the planner of 2026-11-25, of training
-# alone, at the recipes' checkpointing; what fitted no card is in them.
+# H100 hours of all seeds by this script as it was before it read the settings that run: of training alone, in float32
+# without TF32 where no precision was named, and with the rows that fitted no card.
 BEFORE = {"sdpo": 6_700, "distar": 21_000}
+PARTS = ("training", "pictures", "prompts", "pairs encoded")
 
 
 @dataclass(kw_only=True)
@@ -110,38 +111,42 @@ def run(plan: Plan) -> None:
 
 def ledger(planner: "Planner", tables: "dict[str, dict[str, Planned]]") -> None:
     """Print GPU hours by table and by what they are spent on, each as soon as it is known."""
-    parts, c = ("training", "pictures", "prompts", "pairs encoded"), planner.machine
-    sums, papers, done = dict.fromkeys((*parts, "all"), 0.0), dict.fromkeys(BEFORE, 0.0), set()
-    print(f"{c.gpu} hours, {c.utilisation:g} of the peak reached (assumed); on {c.count}, FSDP for all weights")
-    print(f"{'table':<20}" + "".join(f"{part:>15}" for part in sums) + "  does not fit")
+    machine, papers, done = planner.machine, dict.fromkeys(BEFORE, 0.0), set()
+    sums = dict.fromkeys((*PARTS, "all"), 0.0)
+    reached = f"{machine.utilisation:g} of its peak reached (assumed)"
+    print(f"GPU hours on {machine.count} x {machine.gpu}, {reached}, all training seeds; FSDP for all weights")
+    print(f"{'table':<18}{'trainings':>10}" + "".join(f"{part:>15}" for part in sums) + "  does not fit")
+    trainings = 0
     for name, rows in tables.items():
-        spent, large = dict.fromkeys(parts, 0.0), []
+        spent, large, runs = dict.fromkeys(sums, 0.0), [], 0
         for row, about in rows.items():
-            key = shared_key(name, row)
-            if key in done:
+            if (about.folder, row) in done:  # for an earlier table; the pictures are each table's own
                 about = replace(about, training=None, pictures=() if row == "pairs" else about.pictures)
-            done.add(key)
+            done.add((about.folder, row))
             if not about.training and not about.pictures:
                 continue
             plan = planner.plan(about)
             large += [] if plan["fits"] else [row]
+            runs += about.runs if about.training else 0
             for part, hours in plan["hours"].items():
                 spent[part] += hours
         spent["all"] = sum(spent.values())
-        for part in sums:
-            sums[part] += spent[part]
+        sums = {part: sums[part] + hours for part, hours in spent.items()}
+        trainings += runs
         if (paper := name.partition("_")[0]) in papers:
             papers[paper] += spent["all"]
-        print(f"{name:<20}" + "".join(f"{spent[part]:>15,.1f}" for part in sums) + f"  {', '.join(large)}", flush=True)
-    print(f"{'all':<20}" + "".join(f"{sums[part]:>15,.1f}" for part in sums))
+        print(ledger_line(name, runs, spent) + f"  {', '.join(large) or '-'}", flush=True)
+    print(ledger_line("all", trainings, sums))
+    print(
+        f"hours on {machine.count}: {sums['all'] / machine.count:,.0f}, or {sums['all'] / machine.count / 24:,.0f} days"
+    )
     for paper, before in BEFORE.items():
-        print(f"{paper}'s tables: {before:,} before (training alone), {papers[paper]:,.0f} now")
+        print(f"{paper}'s tables: {before:,} before (of training alone), {papers[paper]:,.0f} now")
 
 
-def shared_key(table: str, row: str) -> tuple[str, str]:
-    """Name a training, the same for the tables that share it; the pairs are the same for all."""
-    about = (TABLES[table].own.starts | TABLES[table].rows).get(row)
-    return ("", "pairs") if row == "pairs" else (getattr(about, "runs", None) or table, row)
+def ledger_line(name: str, trainings: int, hours: dict[str, float]) -> str:
+    """Return a line of the ledger."""
+    return f"{name:<18}{trainings:>10}" + "".join(f"{value:>15,.1f}" for value in hours.values())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "training": {"common", "data", "recipes"},
     "recipes": {"training.methods"},
     "loops": {"common", "data", "training"},
-    "planner": {"common", "data", "recipes", "training", "loops", "harness.declare"},
+    "planner": {"common", "data", "evaluation", "recipes", "training", "loops"},
     "papers": {"recipes", "harness.declare"},
     "harness": {"common", "data", "evaluation", "recipes", "training", "loops", "planner", "papers"},
     "tables": {"common", "data", "evaluation", "harness", "papers"},

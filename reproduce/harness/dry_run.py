@@ -27,7 +27,7 @@ def run(table: Table, scale: str, apart: Mapping[str, dict] = NOTHING) -> None:
     print(description(table, scale, apart))
     if scale == "full":
         rows = planned(table, scale, apart)
-        machine = Machine(count=divisor(rows))
+        machine = Machine(count=divisor(rows), fsdp=True)
         planner = Planner(machine)
         print("\n" + text(machine, table.title, {name: planner.plan(row) for name, row in rows.items()}))
 

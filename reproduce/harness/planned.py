@@ -12,8 +12,9 @@ import torch
 
 from reproduce.data.pair_settings import FullPairConfig, PairConfig
 from reproduce.harness.declare import Row, Table
-from reproduce.harness.rows import CONFIGS, row_of, row_seeds, scored_names, trained_here, uses_pairs
+from reproduce.harness.rows import CONFIGS, EVALUATION, row_of, row_seeds, scored_names, trained_here, uses_pairs
 from reproduce.harness.targets import named as target_set
+from reproduce.harness.variants import vary
 from reproduce.planner import report
 from reproduce.planner.gpus import Machine
 from reproduce.planner.report import GB, Planned, Planner, prompt_count
@@ -58,8 +59,8 @@ def planned(table: Table, scale: str, apart: Mapping[str, dict] = NOTHING) -> di
         found["pairs"] = Planned(f"{pairs.count:,} pairs, drawn, ranked, encoded", pictures=(drawn,), metrics=metrics)
     if table.own.measure:
         every = sum(prompt_count(getattr(prompts, scale)) for prompts in table.prompts.values())
-        drawn = drawings(table, next(iter(table.rows.values())), scale, None)
-        looks = replace(drawn[0], looks=table.steps[0])
+        [drawn] = drawings(table, next(iter(table.rows.values())), scale, None)
+        looks = replace(drawn, looks=table.steps[0], stored=False)
         return found | {"all rows": Planned(f"{every} prompts, each step scored", pictures=(looks,))}
     for name, row in (table.own.starts | table.rows).items():
         config, compared = configs.get(name), name in table.rows and not row.elsewhere
@@ -69,8 +70,8 @@ def planned(table: Table, scale: str, apart: Mapping[str, dict] = NOTHING) -> di
         learned = None
         if config and config.loop == "offline":
             learned = pairs.count if not table.own.targets else target_count(table, scale, apart)
-        seeds = len([seed for seed in row_seeds(table, name)])
-        found[name] = Planned(row.title, config, shown, seeds, metrics, learned)
+        seeds = len(row_seeds(table, name))
+        found[name] = Planned(row.title, config, shown, seeds, metrics, learned, row.runs or table.name)
     return found
 
 
@@ -94,18 +95,19 @@ def drawings(table: Table, row: Row, scale: str, config: TrainConfig | None) -> 
         points = (config.rounds if config.loop == "online" else config.updates) // config.snapshot_every
     drawn = Sampling(
         model[scale],
-        "float16" if scale == "full" else "float32",  # as rows.evaluation_dtype has it on a GPU
-        points * prompts,
+        str(EVALUATION[scale]).removeprefix("torch."),
+        prompts,
         points * prompts * table.pictures[scale],
         (row.sampled.steps,) if row.sampled else table.steps,
         row.sampled.guidance[scale] if row.sampled else None,
         scored_names(table, scale, table.pictures[scale]),
         trained=config.training if config else None,
+        stored=scale == "full",
     )
     if not (table.own.curve and config):
         return (drawn,)
     # a trajectory of each prompt, and the reference's predictions along it
-    return drawn, replace(drawn, pictures=points * prompts, steps=(2 * config.steps,), scored=())
+    return drawn, replace(drawn, prompts=0, pictures=points * prompts, steps=(2 * config.steps,), scored=(), looks=0)
 
 
 def machine_here(gpu: str | None) -> tuple[Machine, float] | None:
@@ -145,29 +147,36 @@ def preflight(table: Table, scale: str, apart: Mapping[str, dict], only: Sequenc
     too_large = [name for name, plan in plans.items() if not plan["fits"]]
     if not too_large:
         return
-    name = too_large[0]
+    name, adapters = too_large[0], None
+    if (config := rows[name].training) and config.loop == "distill" and config.training == "full":
+        adapters = planned(vary(table, scale, "adapters"), scale, apart)[name]
     plan, more = plans[name], f" (and {len(too_large) - 1} more rows)" * (len(too_large) > 1)
     held = ", ".join(f"{part} {gb:.1f}" for part, gb in plan["fixed_gb"].items() if gb >= 0.05)
     raise ValueError(
         f"row {name}{more} needs {plan['peak_gb']:.1f} GB in its {plan['phase']} (held: {held}), and "
         f"{gpu or 'this card'} has {memory:.0f}, of which {planner.room / GB:.1f} may be used: "
-        f"{remedy(planner, rows[name], plan)}; --anyway goes on"
+        f"{remedy(planner, rows[name], plan, adapters)}; --anyway goes on"
     )
 
 
-def remedy(planner: Planner, row: Planned, plan: dict) -> str:
-    """Say with which settings a row would fit."""
-    c = row.training
-    if c is None or plan["phase"] == "pictures":
-        return "no setting spares what drawing and scoring take: use a larger card"
+def remedy(planner: Planner, row: Planned, plan: dict, adapters: Planned | None) -> str:
+    """Say with which settings a row would fit.
+
+    Args:
+        adapters: the row by the recipe of that name; None: it has none.
+    """
+    if plan["peaks_gb"].get("pictures", 0) * GB > planner.room:
+        return f"drawing and scoring alone take {plan['peaks_gb']['pictures']:.1f}, which no setting spares"
     ways = []
-    if c.training == "full" and not planner.machine.fsdp:
-        several = Planner(replace(planner.machine, fsdp=True, count=8), planner.scale)
-        several.gpu, several.networks, several.rewards = planner.gpu, planner.networks, planner.rewards
-        peak = max(several.footprint(row).as_run().values()) / GB
-        if peak * GB <= planner.room:
-            ways.append(f"8 such cards with reproduce/launch/fsdp.yaml take {peak:.1f} GB each")
-    if fitting := planner.fitting(row):
-        change, peak = fitting
-        ways.append(f"{' '.join(f'--set {c.method}.{n}={v}' for n, v in change.items())} takes {peak:.1f}")
+    if row.training.training == "full" and not planner.machine.fsdp:
+        peak = max(planner.on(8, fsdp=True).footprint(row).as_run().values())
+        if peak <= planner.room:
+            ways.append(f"8 such cards with reproduce/launch/fsdp.yaml take {peak / GB:.1f} each")
+    alone = planner.on(planner.machine.count, fsdp=False)  # adapters are not sharded
+    for option, some, on in (([], row, planner), (["--recipe adapters"], adapters, alone)):
+        if some and (fitting := on.fitting(some)):
+            change, peak = fitting
+            new = {name: value for name, value in change.items() if value != getattr(some.training, name)}
+            given = [f"--set {some.training.method}.{name}={value}" for name, value in new.items()]
+            ways.append(f"{' '.join(option + given)} takes {peak:.1f}")
     return " or ".join(ways) or "no settings fit: use a larger card"

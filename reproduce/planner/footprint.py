@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from fsalign_lib.devices import table_on
 from fsalign_lib.losses.preference import pso_weights
-from fsalign_lib.models.conditioning import Cond
+from fsalign_lib.models.conditioning import CHUNK, Cond
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.student_teacher import build_trio
 from reproduce import train_distill, train_offline, train_online
+from reproduce.data.encoded_prompts import SHARD
 from reproduce.data.latents import BATCHES
 from reproduce.planner.counting import Meter, accelerated, size
 from reproduce.training.config import KEPT_PROMPTS, TrainConfig
@@ -132,12 +133,14 @@ class Networks:
             self.bytes["reference copy"] = weights(model.frozen_copy)
         self.bytes["networks"] = sum(map(weights, self.networks)) - self.bytes.get("adapters", 0)
         self.bytes |= {"VAE": weights(model.vae), "text encoders": sum(map(weights, model.text.modules))}
-        self.cond: Cond = model.encode_prompts(["a prompt"])
+        with Meter():
+            self.cond: Cond = model.encode_prompts(["a prompt"])
+            null = self.models[-1].null(1)
         for m in self.models:
             m.schedule.nearest_t(1.0)  # levels that a schedule computes once, so in no trace
             m.network = partial(self._network, m, m.unet)
             m.frozen_copy = m.frozen_copy and partial(self._network, m, m.frozen_copy)
-        self.known = [*chain(*map(held, modules)), *tensors(self.cond), *tensors(self.models[-1].null(1))]
+        self.known = [*chain(*map(held, modules)), *tensors(self.cond), *tensors(null)]
         model.decode = partial(self._decode, model.decode)
         model.vae._decode, model.vae._encode = (partial(self._slice, f) for f in (model.vae._decode, model.vae._encode))
 
@@ -314,6 +317,7 @@ class Footprint:
         cuda: AdamW works on all weights at once there, and on one after the other on a CPU.
         sharded: FSDP holds weights, gradients and moments in parts, where all weights are trained.
         beside: what else lies on the device -> its bytes.
+        stored: prompts are read from the disk, and the text encoders leave the device before the first round.
 
     Attributes:
         fixed: part -> bytes that are there all the time. batch: rows of an update, on all processes.
@@ -330,6 +334,7 @@ class Footprint:
         cuda: bool = True,
         sharded: bool = False,
         beside: Mapping[str, int] = MappingProxyType({}),
+        stored: bool = False,
     ):
         self.config, self.networks, self.reward, self.processes, self.cuda = config, networks, reward, processes, cuda
         online, trained = config.loop == "online", [*chain(*networks.learners.values())]
@@ -348,9 +353,13 @@ class Footprint:
         elif processes > 1:
             self.fixed["gradient buckets"] = size(trained)
         self.fixed |= beside
+        self.stored, self.encoders = stored, self.fixed.pop("text encoders") if stored else 0
         if not self.many_prompts:  # the cache of them, and the batch of all
             self.fixed["prompts"] = prompts * 2 * size(tensors(networks.cond))
-        self.batch = round([*self.round(False).rows.values()][-1] * (config.minibatch if online else config.batch))
+        self.batch = round(
+            [*self.round(config.gradient_checkpointing).rows.values()][-1]
+            * (config.minibatch if online else config.batch)
+        )
 
     def round(self, checkpointing: bool) -> Round:
         return self.networks.round(self.config, self.reward, self.many_prompts, checkpointing)
@@ -369,7 +378,9 @@ class Footprint:
             side = self.networks.model.image_size
             pictures = next(number for limit, number in BATCHES if side <= limit)
             encode = self.networks.encode(pictures, self.config.vae_slicing) + 2 * pictures * 3 * 4 * side**2
-            phases["encode"] = encode - self.fixed["optimizer"] - self.fixed.get("prompts", 0)
+            phases["encode"] = encode + self.encoders - self.fixed["optimizer"] - self.fixed.get("prompts", 0)
+        if self.stored:
+            phases["prompts"] = encoding(self.networks.model)
         return {phase: sum(self.fixed.values()) + more for phase, more in phases.items()}
 
     def as_run(self) -> dict[str, int]:
@@ -428,6 +439,13 @@ def text_flops(model: LatentModel, cond: Cond, prompts: float) -> Counter:
         each = 2 * (sum(p.numel() for p in encoder.parameters()) - tables) * tokens
         found[str(encoder.dtype).removeprefix("torch.")] += each * prompts
     return found
+
+
+def encoding(model: LatentModel) -> int:
+    """Return the bytes of the text encoders and of what they make, while they encode a file of prompts."""
+    with torch.no_grad(), accelerated(), Meter(chain(*map(held, model.text.modules))) as meter:
+        cond = model.text.encode(["a prompt"] * CHUNK)
+    return sum(map(weights, model.text.modules)) + max(meter.trace) + SHARD // CHUNK * size(tensors(cond))
 
 
 def gathered(network: nn.Module) -> int:

@@ -5,32 +5,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GPU:
-    """Hold memory in GB, and peak TFLOP/s: in half precision on tensor cores without sparsity, in float32 without them.
-
-    torch multiplies float32 matrices without tensor cores unless it is told otherwise.
-    """
+    """Hold memory in GB, and peak TFLOP/s in half precision on tensor cores, without sparsity."""
 
     memory: int
     half: float
-    single: float
     source: str
 
     def peak(self, dtype: str) -> float:
-        """Return FLOP/s."""
-        return 1e12 * (self.single if dtype == "float32" else self.half)
+        """Return FLOP/s. Products of float32 are in TF32 (see common/cli.py), which has half the rate on all these."""
+        return 1e12 * self.half / (2 if dtype == "float32" else 1)
 
 
-# A data sheet that gives the half-precision figure with sparsity gives twice the number here.
+# A data sheet that gives the figure with sparsity gives twice the number here.
 GPUS = {
-    "A100-40": GPU(40, 312.0, 19.5, "NVIDIA A100 data sheet"),
-    "A100-80": GPU(80, 312.0, 19.5, "NVIDIA A100 data sheet"),
-    "H100": GPU(80, 989.4, 67.0, "NVIDIA H100 data sheet, SXM"),
-    "H100-PCIe": GPU(80, 756.0, 51.0, "NVIDIA H100 data sheet, PCIe"),
-    "H200": GPU(141, 989.4, 67.0, "NVIDIA H200 data sheet, SXM"),
-    "L40S": GPU(48, 362.05, 91.6, "NVIDIA L40S data sheet"),
-    "A6000": GPU(48, 154.8, 38.7, "NVIDIA RTX A6000 data sheet, GA102 white paper"),
-    "RTX4090": GPU(24, 165.2, 82.6, "NVIDIA Ada GPU architecture white paper"),
-    "RTX3090": GPU(24, 71.0, 35.6, "NVIDIA GA102 white paper"),
+    "A100-40": GPU(40, 312.0, "NVIDIA A100 data sheet"),
+    "A100-80": GPU(80, 312.0, "NVIDIA A100 data sheet"),
+    "H100": GPU(80, 989.4, "NVIDIA H100 data sheet, SXM"),
+    "H100-PCIe": GPU(80, 756.0, "NVIDIA H100 data sheet, PCIe"),
+    "H200": GPU(141, 989.4, "NVIDIA H200 data sheet, SXM"),
+    "L40S": GPU(48, 362.05, "NVIDIA L40S data sheet"),
+    "A6000": GPU(48, 154.8, "NVIDIA RTX A6000 data sheet, GA102 white paper"),
+    "RTX4090": GPU(24, 165.2, "NVIDIA Ada GPU architecture white paper"),
+    "RTX3090": GPU(24, 71.0, "NVIDIA GA102 white paper"),
 }
 # Of a card's memory, what tensors may take. The rest is for the CUDA context, the libraries' workspaces, the
 # allocator's gaps, and because a card holds a few percent less than its name says: an allowance, not measured.

@@ -1,5 +1,6 @@
 """Tell what the rows of a table take on GPUs as they run: hours, memory, whether they fit, and what would."""
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,13 +15,16 @@ from fsalign_lib.rewards import load_reward
 from fsalign_lib.twins import architectures
 from reproduce.common.cli import positive
 from reproduce.common.files import plain
+from reproduce.data.encoded_prompts import SPARE
 from reproduce.data.prompt_sets import SETS, read_prompts
-from reproduce.planner.footprint import Footprint, Networks, text_flops, weights
+from reproduce.planner.counting import size
+from reproduce.planner.footprint import Footprint, Networks, tensors, text_flops, weights
 from reproduce.planner.gpus import USABLE, Machine, named
 from reproduce.planner.sampling import OF_REWARD, Pictures, Sampling, Taken
 from reproduce.training.config import TrainConfig
 
 GB = 2**30
+DISK = 200 * GB  # free beside the runs: prompts that need more are not stored
 # Prompts of sets that are too large to be counted, about; and of one that is not known.
 MANY, UNKNOWN = {"laion-aesthetics": 3_000_000, "sam-llava": 10_000_000}, 4000
 NOT_COUNTED = """\
@@ -30,7 +34,8 @@ not counted
   memory  workspaces of kernels other than convolutions' (for these, a copy of all they touch), the CUDA context, gaps:
           {reserve:.0%} of a card is left for them
   assumed attention without an attention matrix (flash or memory-efficient kernels); DDP where there are several GPUs
-          and no --fsdp; prompt sets that are not here as large as they were published"""
+          and no --fsdp; prompt sets that are not here as large as they were published; {disk:.0f} GB free on the
+          disk for encoded prompts"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Planned:
         runs: how often, such as once for each training seed.
         metrics: networks that lie on the device while it trains.
         pairs: or pictures, that an offline method learns.
+        folder: of its training, beside the table's: one that tables share is trained once. "" for pairs.
     """
 
     title: str
@@ -49,6 +55,7 @@ class Planned:
     runs: int = 1
     metrics: tuple[str, ...] = ()
     pairs: int | None = None
+    folder: str = ""
 
 
 def batches(config: TrainConfig) -> dict[str, int]:
@@ -104,6 +111,15 @@ def meta_networks(config: TrainConfig) -> Networks:
     return Networks(config, models[config.model], models[config.teacher] if config.loop == "distill" else None)
 
 
+def draws(config: TrainConfig) -> float:
+    """Return how many prompts a run draws, with repetition; inf online, where all are encoded."""
+    if config.loop == "online":
+        return math.inf
+    if config.loop == "offline":
+        return config.batch * config.updates
+    return config.batch * (config.updates * (1 + config.assistant_updates) + config.warmup)
+
+
 def prompt_count(name: str) -> int:
     """Return how many prompts a set has: here, or as published."""
     try:
@@ -120,6 +136,12 @@ class Planner:
         self.networks: dict[tuple, Networks] = {}
         self.rewards: dict[tuple, torch.nn.Module | None] = {}
         self.drawers: dict[tuple, Pictures] = {}
+
+    def on(self, count: int, fsdp: bool) -> "Planner":
+        """Return a planner for so many of its cards, which shares networks and traces with this one."""
+        other = copy.copy(self)
+        other.machine = replace(self.machine, count=count, fsdp=fsdp)
+        return other
 
     @property
     def room(self) -> float:
@@ -141,9 +163,11 @@ class Planner:
         scored = getattr(config, "reward", None) if getattr(config, "reward_scale", 1) else None
         reward = self.reward(scored, config.frozen_dtype or "float32")
         beside = {"metrics": self.idle(metrics)}
-        prompts = row.pairs or prompt_count(config.prompts)
+        nets, prompts = self.networks[key], row.pairs or prompt_count(config.prompts)
+        room = SPARE * prompts * size(tensors(nets.cond)) <= DISK
+        stored = config.scale == "full" and prompts <= draws(config) and room  # as encoded_prompts has it
         count, fsdp = self.machine.count, self.machine.fsdp
-        return Footprint(config, self.networks[key], reward, prompts, count, sharded=fsdp, beside=beside)
+        return Footprint(config, nets, reward, prompts, count, sharded=fsdp, beside=beside, stored=stored)
 
     def idle(self, metrics: Iterable[str], but: Iterable[str] = ()) -> int:
         """Return the bytes of the networks of metrics, but of some."""
@@ -152,12 +176,9 @@ class Planner:
 
     def take(self, job: Sampling) -> Taken:
         """Count pictures."""
-        scorers = tuple(dict.fromkeys(OF_REWARD[name] for name in job.scored if name in OF_REWARD))
-        key = job.model, job.dtype, scorers
+        key = job.model, job.dtype
         if key not in self.drawers:
-            self.drawers[key] = Pictures(
-                meta_model(job.model, job.dtype), {name: self.reward(name) for name in scorers}
-            )
+            self.drawers[key] = Pictures(meta_model(*key), self.reward)
         return self.drawers[key].take(job)
 
     def hours(self, flops: Mapping[str, float]) -> float:
@@ -177,7 +198,7 @@ class Planner:
             found["fixed_gb"] = found["fixed_gb"] or held
             for part, flops in taken.flops.items():
                 name = {"encode": "pairs encoded", "prompts": "prompts"}.get(part, "pictures")
-                found["hours"][name] += row.runs * self.hours(flops)
+                found["hours"][name] += (1 if part == "prompts" else row.runs) * self.hours(flops)
         found["phase"] = max(found["peaks_gb"], key=found["peaks_gb"].get)
         found["peak_gb"] = found["peaks_gb"][found["phase"]]
         found["fits"] = found["peak_gb"] * GB <= self.room
@@ -189,9 +210,11 @@ class Planner:
         c, footprint = row.training, self.footprint(row)
         nets, flops = footprint.networks, footprint.flops(row.training.gradient_checkpointing)
         found["hours"]["training"] += row.runs * footprint.rounds * sum(map(self.hours, flops.values()))
-        drawn = c.updates * c.batch * (1 + c.assistant_updates) if c.loop == "distill" else math.inf
-        prompts = min(row.pairs or prompt_count(c.prompts), drawn)
-        found["hours"]["prompts"] += row.runs * self.hours(text_flops(nets.model, nets.cond, prompts))
+        if footprint.stored or not footprint.many_prompts:  # once for all runs
+            prompts = row.pairs or prompt_count(c.prompts)
+        else:  # in each update anew
+            prompts = row.runs * draws(c)
+        found["hours"]["prompts"] += self.hours(text_flops(nets.model, nets.cond, prompts))
         found |= {
             "config": plain(c),
             "image_size": nets.model.image_size,
@@ -221,19 +244,17 @@ class Planner:
 def sparing(config: TrainConfig) -> Iterator[dict[str, Any]]:
     """Yield settings that take less and less memory, each with those before it."""
     change: dict[str, Any] = {}
-    yield dict(change)
-    if hasattr(config, "rollout_batch"):
-        change["rollout_batch"] = 1
-        yield dict(change)
-    if not config.gradient_checkpointing:
-        change["gradient_checkpointing"] = True
-        yield dict(change)
-    if not config.vae_slicing:
-        change["vae_slicing"] = True
-        yield dict(change)
-    if config.training == "full":
-        change |= {"training": "lora", "dtype": "bfloat16", "mixed_precision": "no"}
-        yield dict(change)
+    yield {}
+    distill = config.loop == "distill"  # which decodes with a gradient, and has a recipe of its own for adapters
+    for more, spares in (
+        ({"rollout_batch": 1}, config.loop == "online"),
+        ({"gradient_checkpointing": True}, not config.gradient_checkpointing),
+        ({"vae_slicing": True}, not (config.vae_slicing or distill)),
+        ({"training": "lora", "dtype": "bfloat16", "mixed_precision": "no"}, config.training == "full" and not distill),
+    ):
+        if spares:
+            change |= more
+            yield dict(change)
 
 
 def halves(n: int) -> list[int]:
@@ -247,7 +268,7 @@ def text(machine: Machine, title: str, rows: Mapping[str, dict[str, Any]]) -> st
     lines = [
         title,
         f"on {machine.count} x {machine.gpu}{', FSDP' * machine.fsdp}: {gpu.memory} GB, of which {USABLE:.0%} may be "
-        f"used; {gpu.half:g} TFLOP/s in half precision, {gpu.single:g} in float32 ({gpu.source}), of which "
+        f"used; {gpu.half:g} TFLOP/s in half precision ({gpu.source}), half of it in TF32, of which "
         f"{machine.utilisation:g} are reached (assumed)",
         *(line for name, row in rows.items() for line in row_text(name, row)),
         "",
@@ -256,7 +277,7 @@ def text(machine: Machine, title: str, rows: Mapping[str, dict[str, Any]]) -> st
     lines.append(f"{len(rows)} rows: {hours:,.3g} GPU hours, {hours / machine.count:,.3g} hours on {machine.count}")
     if too_large := [name for name, row in rows.items() if not row["fits"]]:
         lines.append(f"do not fit {gpu.memory} GB: {', '.join(too_large)}")
-    return "\n".join([*lines, "", NOT_COUNTED.format(reserve=1 - USABLE)])
+    return "\n".join([*lines, "", NOT_COUNTED.format(reserve=1 - USABLE, disk=DISK / GB)])
 
 
 def row_text(name: str, row: dict[str, Any]) -> list[str]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from fsalign_lib.models import load as models
 from reproduce import plan, train_distill
 from reproduce.benchmarks import adapter_memory
 from reproduce.evaluation import cost as memory
-from reproduce.planner import footprint, report
+from reproduce.harness import planned
+from reproduce.harness.command import at_scale
+from reproduce.harness.variants import vary
+from reproduce.planner import footprint, gpus, report
 from reproduce.planner.counting import accelerated
 from reproduce.recipes import make_config
 from tests import tiny
@@ -145,6 +150,26 @@ def test_the_plan_of_a_table(monkeypatch, capsys, folder):
         "LoRA rank 64",
     ):
         assert said in told
+
+
+def test_the_recipe_for_adapters_is_named_where_full_copies_do_not_fit(monkeypatch, folder):
+    monkeypatch.setattr(report, "meta_model", lambda name, dtype: models.load(folder).to(torch.device("meta")))
+    monkeypatch.setattr(report, "meta_reward", lambda *_: None)
+    table = at_scale(plan.TABLES["distar_table1"], "full")
+    row, adapters = (
+        replace(planned.planned(some, "full")["distar"], pictures=(), metrics=())
+        for some in (table, vary(table, "full", "adapters"))
+    )
+    adapters = replace(adapters, training=replace(adapters.training, rank=1))  # of a network that is small itself
+    planner = report.Planner(gpus.Machine(count=1))
+    full, few = (planner.plan(some)["peak_gb"] for some in (row, adapters))
+    assert few < full
+    for room, told in (
+        (few + 1e-6, f"--recipe adapters takes {few:.1f}"),
+        (1e-6, "no settings fit: use a larger card"),
+    ):
+        planner.gpu = SimpleNamespace(memory=room / gpus.USABLE, peak=planner.gpu.peak)
+        assert planned.remedy(planner, row, planner.plan(row), adapters).endswith(told)
 
 
 def test_fsdp_holds_weights_gradients_and_moments_in_parts(make):

@@ -210,9 +210,10 @@ def test_known_results_change_no_trace(small, monkeypatch):
         return run.trace, run.flops, run.spans, run.births
 
     nets.memory.clear()
+    counting.OPERATIONS.clear()
     new, again = traced(), traced()
-    assert len(nets.memory) > 100
-    monkeypatch.setattr(counting.Meter, "_again", lambda self, key, function, *args, **kw: function(*args, **kw))
+    assert len(nets.memory) > 2 and len(counting.OPERATIONS) > 100
+    monkeypatch.setattr(counting.Meter, "_again", lambda self, memory, key, call, *args, **kw: call(*args, **kw))
     assert new == again == traced()
 
 
@@ -374,6 +375,23 @@ def test_memory_is_that_of_the_settings(tiny_sizes):
     assert idle == 4 * footprint.weights(one_reward()), "networks of metrics lie there while rows train"
 
 
+def test_text_encoders_are_counted_while_they_are_there(tiny_sizes, monkeypatch):
+    """Prompts that the disk has room for are encoded before the first round; a run that draws a few encodes those."""
+    row = planned.planned(at_scale(plan.TABLES["pso_table2"], "full"), "full")["offline"]
+    planner = report.Planner(gpus.Machine(count=1))
+    stored, drawn = planner.footprint(row), planner.footprint(row, updates=10)
+    encoders = drawn.fixed["text encoders"]
+    assert encoders > 0 and "text encoders" not in stored.fixed
+    before, now = drawn.as_run(), stored.as_run()
+    assert before["update"] - now["update"] == encoders and before["encode"] == now["encode"]
+    assert now["prompts"] > encoders + sum(stored.fixed.values()) and "prompts" not in before
+    monkeypatch.setattr(report, "DISK", 0)
+    assert "text encoders" in planner.footprint(row).fixed
+    [job] = row.pictures
+    there = planner.take(replace(job, stored=False))
+    assert there.held["text encoders"] == encoders and 0 <= there.peak - planner.take(job).peak <= encoders
+
+
 def test_a_run_is_planned_as_often_as_it_has_seeds():
     """The DPO'd teacher has one training seed at full scale, others the table's; curves have all their snapshots."""
     seeds = len(plan.TABLES["pso_table1"].seeds)
@@ -407,13 +425,16 @@ def test_every_table_has_a_plan():
 
 
 def test_what_is_trained_for_several_tables_is_in_the_ledger_once(tiny_sizes, capsys, monkeypatch):
-    some = {name: plan.TABLES[name] for name in ("pso_table2", "pso_table3")}
+    """The pairs, and Diffusion-DPO's teacher, which at full scale is another row than in the pocket world."""
+    some = {name: plan.TABLES[name] for name in ("pso_table1", "pso_table3")}
     monkeypatch.setattr(plan, "TABLES", some)
     plan.main(["--ledger", "--utilisation", "1e-6"])  # the pocket networks take next to nothing
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
-    hours = {name: [float(value.replace(",", "")) for value in lines[name][:5]] for name in (*some, "all")}
-    assert hours["pso_table2"][3] > 0 and hours["pso_table3"][3] == 0, "pairs are built once"
-    spent = [each[4] for each in hours.values()]
+    hours = {name: [float(value.replace(",", "")) for value in lines[name][:6]] for name in (*some, "all")}
+    assert hours["pso_table1"][4] > 0 and hours["pso_table3"][4] == 0, "pairs are built once"
+    seeds = len(some["pso_table1"].seeds)
+    assert [hours[name][0] for name in some] == [1 + 3 * seeds, 2 * seeds], "the teacher is trained once"
+    spent = [each[5] for each in hours.values()]
     assert spent[2] == pytest.approx(sum(spent[:2]), abs=0.2)
 
 
@@ -471,6 +492,30 @@ def test_distar_with_full_copies_does_not_fit_24_gb(capsys, tmp_path):
         command(plan.TABLES["distar_table1"], None, argv)
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "row distar needs " in told and "RTX4090 has 24, of which 22.1" in told
+    print(told)
+
+
+@functools.cache
+def eight():
+    """One planner for all that follows: what was traced for a table is not traced again."""
+    return report.Planner(gpus.Machine(fsdp=True))
+
+
+@pytest.mark.long
+def test_the_ledger_of_all_tables(capsys):
+    """Every table has a line whose hours add up, and all that runs fits eight H100."""
+    plan.ledger(
+        eight(), {name: planned.planned(at_scale(table, "full"), "full") for name, table in plan.TABLES.items()}
+    )
+    told = capsys.readouterr().out
+    print(told)  # pytest -rP shows it
+    lines = {line.split()[0]: line.split()[1:] for line in told.splitlines()[2:]}
+    hours = {name: [float(value.replace(",", "")) for value in lines[name][:6]] for name in (*plan.TABLES, "all")}
+    for name, (_, *parts, whole) in hours.items():
+        assert sum(parts) == pytest.approx(whole, abs=0.3) and whole > 0, name
+    for column in zip(*hours.values(), strict=True):
+        assert sum(column[:-1]) == pytest.approx(column[-1], abs=1)
+    assert all(lines[name][6:] == ["-"] for name in plan.TABLES), "one does not fit"
 
 
 @pytest.mark.long
@@ -485,10 +530,11 @@ def test_every_recipe_fits_the_card_that_it_names(name):
         named = {source for _, source in sources.values() if source.startswith("fits ")}
         cards = {re.match(r"fits (8 x )?(\S+?)( by FSDP)?: plan", source).groups() for source in named}
         assert cards, f"{name}, {row}: no setting names a card"
-        for eight, card, fsdp in cards:
-            machine = gpus.Machine(gpu=card, count=8 if eight else 1, fsdp=bool(fsdp))
-            found = report.Planner(machine).plan(replace(about, pictures=()))
-            assert found["fits"], (row, machine, found["peaks_gb"])
+        for several, card, fsdp in cards:
+            planner = eight().on(8 if several else 1, fsdp=bool(fsdp))
+            planner.gpu = gpus.named(card)
+            found = planner.plan(replace(about, pictures=()))
+            assert found["fits"], (row, planner.machine, found["peaks_gb"])
 
 
 @pytest.mark.parametrize(
