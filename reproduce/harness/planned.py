@@ -155,28 +155,31 @@ def preflight(table: Table, scale: str, apart: Mapping[str, dict], only: Sequenc
     raise ValueError(
         f"row {name}{more} needs {plan['peak_gb']:.1f} GB in its {plan['phase']} (held: {held}), and "
         f"{gpu or 'this card'} has {memory:.0f}, of which {planner.room / GB:.1f} may be used: "
-        f"{remedy(planner, rows[name], plan, adapters)}; --anyway goes on"
+        f"{remedy(planner, rows[name], adapters)}; --anyway goes on"
     )
 
 
-def remedy(planner: Planner, row: Planned, plan: dict, adapters: Planned | None) -> str:
+def remedy(planner: Planner, row: Planned, adapters: Planned | None) -> str:
     """Say with which settings a row would fit.
 
     Args:
         adapters: the row by the recipe of that name; None: it has none.
     """
-    if plan["peaks_gb"].get("pictures", 0) * GB > planner.room:
-        return f"drawing and scoring alone take {plan['peaks_gb']['pictures']:.1f}, which no setting spares"
-    ways = []
-    if row.training.training == "full" and not planner.machine.fsdp:
+    ways, count, fsdp = [], planner.machine.count, planner.machine.fsdp
+    if row.training and row.training.training == "full" and not fsdp and planner.drawing(row) <= planner.room:
         peak = max(planner.on(8, fsdp=True).footprint(row).as_run().values())
         if peak <= planner.room:
             ways.append(f"8 such cards with reproduce/launch/fsdp.yaml take {peak / GB:.1f} each")
-    alone = planner.on(planner.machine.count, fsdp=False)  # adapters are not sharded
-    for option, some, on in (([], row, planner), (["--recipe adapters"], adapters, alone)):
-        if some and (fitting := on.fitting(some)):
+    for option, some, sharded in (([], row, fsdp), (["--recipe adapters"], adapters, False)):
+        if some is None or some.training is None or planner.drawing(some) > planner.room:
+            continue
+        if fitting := planner.on(count, sharded).fitting(some):
             change, peak = fitting
             new = {name: value for name, value in change.items() if value != getattr(some.training, name)}
             given = [f"--set {some.training.method}.{name}={value}" for name, value in new.items()]
             ways.append(f"{' '.join(option + given)} takes {peak:.1f}")
-    return " or ".join(ways) or "no settings fit: use a larger card"
+    if ways:
+        return " or ".join(ways)
+    if (least := planner.drawing(adapters or row)) > planner.room:
+        return f"drawing and scoring alone take {least / GB:.1f}, which no setting spares"
+    return "no settings fit: use a larger card"

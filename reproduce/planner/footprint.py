@@ -172,6 +172,11 @@ class Networks:
             self.model.vae.decode(torch.empty(1, *self.model.latent_shape, dtype=self.model.vae.dtype, device="meta"))
         return max(self.run.trace)
 
+    @functools.cached_property
+    def encoding(self) -> int:
+        """Return the bytes of the text encoders at work."""
+        return encoding(self.model)
+
     def _slice(self, function: Callable, pictures: Tensor, **kwargs):
         """Encode or decode; the slices after the first leave no mark in the trace, which must not grow with them."""
         key, start = (function, pictures.shape, torch.is_grad_enabled()), len(self.run.trace)
@@ -380,7 +385,7 @@ class Footprint:
             encode = self.networks.encode(pictures, self.config.vae_slicing) + 2 * pictures * 3 * 4 * side**2
             phases["encode"] = encode + self.encoders - self.fixed["optimizer"] - self.fixed.get("prompts", 0)
         if self.stored:
-            phases["prompts"] = encoding(self.networks.model)
+            phases["prompts"] = self.networks.encoding
         return {phase: sum(self.fixed.values()) + more for phase, more in phases.items()}
 
     def as_run(self) -> dict[str, int]:

@@ -181,6 +181,10 @@ class Planner:
             self.drawers[key] = Pictures(meta_model(*key), self.reward)
         return self.drawers[key].take(job)
 
+    def drawing(self, row: Planned) -> int:
+        """Return the peak of bytes while a row's pictures are drawn and scored; 0: it has none."""
+        return max((self.take(job).peak + self.idle(row.metrics, job.scored) for job in row.pictures), default=0)
+
     def hours(self, flops: Mapping[str, float]) -> float:
         """Return GPU hours of FLOPs by dtype."""
         return sum(n / (self.gpu.peak(dtype) * self.machine.utilisation) for dtype, n in flops.items()) / 3600
@@ -190,12 +194,11 @@ class Planner:
         found = {"title": row.title, "runs": row.runs, "hours": Counter(), "flops": {}, "fixed_gb": {}, "peaks_gb": {}}
         if row.training:
             self.plan_training(row, found)
+        if row.pictures:
+            found["peaks_gb"]["pictures"] = self.drawing(row) / GB
         for job in row.pictures:
             taken = self.take(job)
-            held = {part: n / GB for part, n in taken.held.items()}
-            peak = (taken.peak + self.idle(row.metrics, job.scored)) / GB
-            found["peaks_gb"]["pictures"] = max(peak, found["peaks_gb"].get("pictures", 0))
-            found["fixed_gb"] = found["fixed_gb"] or held
+            found["fixed_gb"] = found["fixed_gb"] or {part: n / GB for part, n in taken.held.items()}
             for part, flops in taken.flops.items():
                 name = {"encode": "pairs encoded", "prompts": "prompts"}.get(part, "pictures")
                 found["hours"][name] += (1 if part == "prompts" else row.runs) * self.hours(flops)

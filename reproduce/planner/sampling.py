@@ -1,5 +1,6 @@
 """Count what it takes to draw, decode and score pictures, without gradient: evaluations, and pairs for offline rows."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,6 +68,11 @@ class Pictures:
             self.cond, self.null = model.encode_prompts(["a prompt"]), model.null(1)
         self.found: dict[tuple, tuple[Counter, int]] = {}
 
+    @functools.cached_property
+    def encoding(self) -> int:
+        """Return the bytes of the text encoders at work."""
+        return encoding(self.model)
+
     def part(self, name: str, guidance: float) -> tuple[Counter, int]:
         """Return what a part takes: FLOPs by dtype, for a picture; and its peak of bytes, for a batch.
 
@@ -122,7 +128,7 @@ class Pictures:
         states = self.batch * (2 * max(job.steps) + 2) * 4 * model.latent_shape[0] * model.latent_shape[1] ** 2
         found.peak = max(peaks) + 2 * pictures + states
         if job.stored:
-            found.peak = max(found.peak, encoding(model))
+            found.peak = max(found.peak, self.encoding)
         else:
             found.held["text encoders"] = sum(map(weights, model.text.modules))
         found.peak += sum(found.held.values())

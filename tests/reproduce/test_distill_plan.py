@@ -169,7 +169,7 @@ def test_the_recipe_for_adapters_is_named_where_full_copies_do_not_fit(monkeypat
         (1e-6, "no settings fit: use a larger card"),
     ):
         planner.gpu = SimpleNamespace(memory=room / gpus.USABLE, peak=planner.gpu.peak)
-        assert planned.remedy(planner, row, planner.plan(row), adapters).endswith(told)
+        assert planned.remedy(planner, row, adapters).endswith(told)
 
 
 def test_fsdp_holds_weights_gradients_and_moments_in_parts(make):
