@@ -9,7 +9,6 @@ weights) is left in <out>/run, the table in <out>/demo.json, the pictures in <ou
 
 from __future__ import annotations
 
-import json
 import os
 import textwrap
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from fsalign_lib.json_files import read_json
 from fsalign_lib.pocket.captions import prompts
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import claim, last_checkpoint, plain, release, writable_folder, write_json
@@ -121,13 +121,14 @@ def prepare(
     positive(config, "rounds", "pairs", "lr", *(["threads"] if config.threads is not None else []))
     writable_folder(config.out)
     os.environ["ACCELERATE_USE_CPU"] = "true"  # so that every machine shows the same
-    model = model or load("pocket-turbo")
-    metrics = metrics or load_metrics([row.metric for part in PARTS for row in part.rows])
     claim(config.out)
     folder, note = config.out / "run", config.out / "demo.json"
-    if last_checkpoint(folder) is not None:
-        if not earlier(folder, note):
-            raise ValueError(f"{folder} holds a run that is not this demo's: choose another --out")
+    before = last_checkpoint(folder) is not None
+    if before and not earlier(folder, note):
+        raise ValueError(f"{folder} holds a run that is not this demo's: choose another --out")
+    model = model or load("pocket-turbo")
+    metrics = metrics or load_metrics([row.metric for part in PARTS for row in part.rows])
+    if before:
         drop_checkpoints(folder)
     write_json(note, {"config": plain(config)})  # so that a demo that was stopped is known, too
     shared = {"seed": config.seed, "lr": config.lr, "rounds": config.rounds, "save_every": config.rounds}
@@ -141,8 +142,9 @@ def earlier(folder: Path, note: Path) -> bool:
     """Tell whether the run in a folder is the one that an earlier demo left, by its settings."""
     if not (note.exists() and (folder / "config.json").exists()):
         return False
-    ours, run = json.loads(note.read_text())["config"], json.loads((folder / "config.json").read_text())
-    return run["method"] == "pso-online" and all(run[name] == ours[name] for name in ("rounds", "pairs", "lr", "seed"))
+    ours, run = read_json(note, config=dict)["config"], read_json(folder / "config.json", method=str)
+    same = (run.get(name) == ours.get(name) for name in ("rounds", "pairs", "lr", "seed"))
+    return run["method"] == "pso-online" and all(same)
 
 
 def measure(demo: Demo, title: str) -> list[dict]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from fsalign_lib.json_files import read_json
 from reproduce.common.cli import command_line, positive, processes
 from reproduce.common.files import (
     claim,
@@ -120,6 +120,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
     Raises:
         ValueError: an unknown scale, a metric that it lacks, or nothing to evaluate at full scale.
     """
+    from fsalign_lib.models.latent_model import trained_about
     from reproduce.evaluation.metrics import DEFAULTS, check_names
 
     names = DEFAULTS.get(config.scale, ()) if config.metrics is None else config.metrics
@@ -132,8 +133,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
             raise ValueError(f"--scale {config.scale} has no {option} of its own: say what to score with --{option}")
     steps, dtype = tuple(dict.fromkeys(config.steps)), config.dtype
     if dtype is None and config.checkpoint is not None:
-        about = (last_checkpoint(config.checkpoint) or config.checkpoint) / "trained.json"
-        dtype = json.loads(about.read_text()).get("dtype") if about.exists() else None
+        dtype = trained_about(last_checkpoint(config.checkpoint) or config.checkpoint)["dtype"]
     dtype = dtype or "float32"
     return replace(config, model=model, prompts=prompts, metrics=names, steps=steps, dtype=dtype)
 
@@ -240,7 +240,7 @@ def same_settings(setup: Setup) -> None:
     folder = parts_folder(setup.config.out)
     if not (folder / "settings.json").exists():
         return
-    before = json.loads((folder / "settings.json").read_text())
+    before = read_json(folder / "settings.json")
     other = [name for name, value in setup.settings.items() if before.get(name) != value]
     if other:
         raise ValueError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from fsalign_lib.json_files import OPTIONAL, check_object, read_json
 from fsalign_lib.models import presets
 from reproduce.common.cli import command_line
 from reproduce.common.files import last_checkpoint, writable_folder, write_text
@@ -66,7 +67,9 @@ def prepare(config: ExportConfig) -> Setup:
     state = folder / "state.json"
     if not state.exists():
         raise FileNotFoundError(f"no checkpoint in {config.checkpoint}: name the folder of a training run")
-    training = json.loads(state.read_text())["config"]
+    training = read_json(state, config=dict)["config"]
+    text = dict.fromkeys(("model", "method", "scale"), str)
+    check_object(f"config in {state}", training, **text, steps=int, rank=int, kernel=(str, OPTIONAL))
     model = models.load(config.model or training["model"], getattr(torch, training.get("dtype", "float32")))
     start = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
     model.load_adapter(folder)
@@ -74,7 +77,7 @@ def prepare(config: ExportConfig) -> Setup:
         raise ValueError(f"{folder} trained nothing (its weights are those of {model.name}): train on, with more steps")
     writable_folder(config.out)
     scored = folder.parents[1] / "evaluation.json"
-    evaluation = json.loads(scored.read_text())["results"] if scored.exists() else []
+    evaluation = read_json(scored, results=list)["results"] if scored.exists() else []
     return Setup(config, model, training, evaluation)
 
 

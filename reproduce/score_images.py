@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from reproduce.common.cli import command_line, processes
-from reproduce.common.files import plain, write_json
+from reproduce.common.cli import command_line, processes, refusals
+from reproduce.common.files import plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.data.prompt_sets import read_prompts
 
@@ -68,7 +68,7 @@ def prepare(config: ScoreConfig) -> Setup:
     """
     from fsalign_lib.models.hub import Hub
     from fsalign_lib.rewards import load_reward
-    from reproduce.data.pictures import list_pictures
+    from reproduce.data.pictures import list_pictures, picture_size
     from reproduce.evaluation.original_rewards import ORIGINALS
 
     if not config.images.is_dir():
@@ -80,6 +80,10 @@ def prepare(config: ScoreConfig) -> Setup:
         raise FileNotFoundError(f"no picture in {config.images}")
     if len(prompts) not in (1, len(pictures)):
         raise ValueError(f"{len(prompts)} prompts for {len(pictures)} pictures: give one for each, or one for all")
+    for path in pictures:
+        picture_size(path)
+    if config.out is not None:
+        writable_folder(config.out.parent)
     prompts = prompts * len(pictures) if len(prompts) == 1 else prompts
     device, rewards = processes().device, {}
     for name in dict.fromkeys(config.reward):
@@ -104,7 +108,8 @@ def score(setup: Setup) -> list[dict[str, Any]]:
 
     found = []
     for path, prompt in setup.rows:
-        picture = load_picture(path)
+        with refusals():  # of a picture that is cut off
+            picture = load_picture(path)
         values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
         for name, (original, reward) in setup.rewards.items():
             with torch.no_grad():
@@ -131,7 +136,6 @@ def run(setup: Setup) -> None:
         mean, largest = one["mean_difference"], one["largest_difference"]
         print(f"{name}: {scores}; fsalign differs by {mean:.1e} on average, {largest:.1e} at most")
     if setup.config.out is not None:
-        setup.config.out.parent.mkdir(parents=True, exist_ok=True)
         about = {**provenance(clock), "config": plain(setup.config)}
         write_json(setup.config.out, about | {"summary": summary, "scores": rows})
 

@@ -34,7 +34,7 @@ from fsalign_lib.rollout import rollout, seeded_noise, step_log_probs
 from reproduce.common.cli import check_finite, command_line, generator, positive
 from reproduce.common.files import digest
 from reproduce.data.encoded_prompts import store_prompts
-from reproduce.data.pairs import PairLatents, read_latents
+from reproduce.data.pairs import PairLatents, check_folder, read_latents
 from reproduce.data.prompt_sets import warn_of_cut
 from reproduce.training.config import KEPT_PROMPTS, TrainConfig, parse_training
 from reproduce.training.methods import METHODS, Errors, find
@@ -113,6 +113,8 @@ def prepare(config: OfflineConfig, model: LatentModel | None = None) -> Setup:
         model.guidance_scale = 1.0  # the losses are on the network's own error; guidance is for sampling
     kernel = training_kernel(config, model)
     run = Run(config, model)  # checks its settings and folder, so before the pictures are encoded
+    if config.prior is not None:
+        check_folder(config.prior, model, config.resize, spare=config.out)
     prompts, latents = read_latents(config.pairs, model, config.resize, run.accelerator, spare=config.out)
     warn_of_cut(model, prompts)
     run.same_inputs(prompts=f"{len(prompts)} with digest {digest(prompts)}", pictures=latents.digest())

@@ -23,16 +23,18 @@ import torch
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fsalign_lib.devices import send, table_on
+from fsalign_lib.json_files import NUMBER, OPTIONAL, check_object, read_json
 from fsalign_lib.kernels import Kernel, build_kernel
 from fsalign_lib.models.adapters import Adapters
 from fsalign_lib.models.conditioning import Cond, cat, stack
 from fsalign_lib.models.consistency import boundary_scalings, guidance_embedding
 from fsalign_lib.models.presets import SAMPLING, SCHEDULERS, Preset
+from fsalign_lib.models.tensor_files import read_tensors
 from fsalign_lib.schedules import NoiseSchedule, lcm_timesteps
 
 Training = Literal["lora", "full"]
@@ -322,13 +324,10 @@ class LatentModel:
             FileNotFoundError: no such files.
             ValueError: they belong to another model, or to another kind of training.
         """
-        path = Path(folder) / "trained.json"
-        if not path.exists():
-            raise FileNotFoundError(f"no trained weights in {folder}: expected trained.json and trained.safetensors")
-        about = json.loads(path.read_text())
+        about = trained_about(Path(folder))
         model, fingerprint = about.pop("model"), about.pop("fingerprint")
         sampling = about.pop("sampling", None)
-        dtype = getattr(torch, about.pop("dtype", "float32"))
+        dtype = getattr(torch, about.pop("dtype"))
         rounded = dtype != self.dtype
         if rounded and not any_precision:
             raise ValueError(
@@ -357,8 +356,8 @@ class LatentModel:
         Raises:
             ValueError: it holds others.
         """
-        tensors, parameters = load_file(path), self.trained_parameters()
-        if tensors.keys() != parameters.keys():
+        tensors, parameters = read_tensors(path), self.trained_parameters()
+        if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in parameters.items()}:
             raise ValueError(f"checkpoint {path.parent} holds other layers than {self.name!r} trains: it is damaged")
         with torch.no_grad():
             for name, p in parameters.items():
@@ -394,6 +393,25 @@ class LatentModel:
     def write_sampling(self, folder: Path, **more: str) -> None:
         """Write how the model is sampled into a folder, with what else `load` has to know of it."""
         (Path(folder) / SAMPLING).write_text(json.dumps(self.sampling() | more, indent=2) + "\n")
+
+
+def trained_about(folder: Path) -> dict[str, Any]:
+    """Read what `LatentModel.save_adapter` noted of trained weights.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: it is damaged.
+    """
+    path = folder / "trained.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no trained weights in {folder}: expected trained.json and trained.safetensors")
+    about = {"dtype": "float32"} | read_json(path, model=str, fingerprint=str, training=str)
+    if about["training"] == "lora":
+        check_object(path, about, rank=int, alpha=NUMBER, targets=(list, str, OPTIONAL))
+    if "sampling" in about:
+        check_object(f"sampling in {path}", about["sampling"], kernel=str, guidance=NUMBER, timesteps=list)
+    if about["dtype"] not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"{path} is damaged: dtype is {about['dtype']!r}: restore it, or remove it")
+    return about
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ that reproduce/export.py wrote. The LoRA of a preset can be put on another teach
 
 import copy
 import inspect
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ import torch
 import transformers
 from torch import nn
 
+from fsalign_lib.json_files import read_json
 from fsalign_lib.models import presets
 from fsalign_lib.models.conditioning import ClipText, T5Text, TwoClipText
 from fsalign_lib.models.hub import Hub
 from fsalign_lib.models.latent_model import LatentModel, fingerprint, vae_factor
 from fsalign_lib.models.presets import SCHEDULERS, Preset
-from fsalign_lib.models.tensor_files import fill, load_pretrained, read_tensors
+from fsalign_lib.models.tensor_files import fill, load_pretrained, read_tensors, unreadable
 
 NETWORK = ("config.json", "diffusion_pytorch_model.safetensors")  # of a repository that holds one network
 
@@ -86,7 +86,7 @@ def _with_lora(folder: Path, dtype, image_size, hub, network) -> LatentModel:
 
 def _base(note: Path) -> str:
     """Read which model a LoRA is for: a preset, or a folder."""
-    base = json.loads(note.read_text()).get("base") if note.exists() else None
+    base = read_json(note).get("base") if note.exists() else None
     if base is None:
         raise ValueError(f"{note.parent} holds a LoRA and no {note.name} with its base: load the base, and merge_lora")
     return base
@@ -136,13 +136,13 @@ def _sampling(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        about = json.loads(path.read_text())
+        about = read_json(path)
         return {
             "kernel": about["kernel"],
             "timesteps": None if about["timesteps"] is None else tuple(map(int, about["timesteps"])),
             "guidance": float(about["guidance"]),
         }
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is damaged: expected a kernel, its timesteps and a guidance scale") from None
 
 
@@ -232,9 +232,9 @@ def _text(name: str, root: Path, config: dict, image_size: int, dtype: torch.dty
     """Load the text encoders of a pipeline folder: those that the network's configuration calls for."""
     if config["_class_name"] == "PixArtTransformer2DModel":
         encoder = load_pretrained(transformers.T5EncoderModel, root / "text_encoder", dtype)
-        return T5Text(encoder, transformers.T5Tokenizer.from_pretrained(root / "tokenizer"))
+        return T5Text(encoder, _tokenizer(transformers.T5Tokenizer, root / "tokenizer"))
     encoder = load_pretrained(transformers.CLIPTextModel, root / "text_encoder", dtype)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(root / "tokenizer")
+    tokenizer = _tokenizer(transformers.CLIPTokenizer, root / "tokenizer")
     if config.get("addition_embed_type") != "text_time":
         return ClipText(encoder, tokenizer)
     missing = [part for part in ("text_encoder_2", "tokenizer_2") if not (root / part).is_dir()]
@@ -243,12 +243,24 @@ def _text(name: str, root: Path, config: dict, image_size: int, dtype: torch.dty
             f"model {name!r}: {root} has no {missing[0]}/, and its UNet needs two text encoders: get the whole of it"
         )
     second = load_pretrained(transformers.CLIPTextModelWithProjection, root / "text_encoder_2", dtype)
-    tokenizers = (tokenizer, transformers.CLIPTokenizer.from_pretrained(root / "tokenizer_2"))
+    tokenizers = (tokenizer, _tokenizer(transformers.CLIPTokenizer, root / "tokenizer_2"))
     index = root / "model_index.json"
-    about = json.loads(index.read_text()) if index.exists() else {}
+    about = read_json(index) if index.exists() else {}
     return TwoClipText(
         (encoder, second), tokenizers, image_size, zero_null=about.get("force_zeros_for_empty_prompt", True)
     )
+
+
+def _tokenizer(kind: type, folder: Path):
+    """Load a tokenizer.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as error:  # damaged files lead the library to any
+        raise unreadable(folder, error) from error
 
 
 def _scheduler(name: str, preset: Preset, root: Path, supported: Iterable[str]):
@@ -257,8 +269,8 @@ def _scheduler(name: str, preset: Preset, root: Path, supported: Iterable[str]):
     Raises:
         ValueError: a class that is not one of `supported`.
     """
-    config = diffusers.DDIMScheduler.load_config(root, subfolder=_branch(preset, "scheduler"), local_files_only=True)
-    config = {**config, **preset.scheduler}
+    path = root / _branch(preset, "scheduler") / "scheduler_config.json"
+    config = read_json(path, _class_name=str) | preset.scheduler
     if config["_class_name"] not in supported:
         raise ValueError(
             f"{name}: scheduler {config['_class_name']} is not supported: expected one of {', '.join(supported)}"
@@ -266,4 +278,7 @@ def _scheduler(name: str, preset: Preset, root: Path, supported: Iterable[str]):
     kind = getattr(diffusers, config["_class_name"])
     if preset.scheduler:  # another class than the pipeline's, which knows fewer fields
         config = {key: config[key] for key in inspect.signature(kind).parameters if key in config}
-    return kind.from_config(config)
+    try:
+        return kind.from_config(config)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise unreadable(path, error) from error

@@ -47,6 +47,12 @@ def _damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} cannot be read as tensors alone ({why[:90]}): get it again")
 
 
+def unreadable(source: Path, error: Exception) -> ValueError:
+    """Return the error of a folder in a library's layout, such as a tokenizer's, that the library cannot read."""
+    why = " ".join(str(error).split())[:90] or type(error).__name__
+    return ValueError(f"{source} cannot be read ({why}): get it again")
+
+
 def check_keys(
     source: str | Path, missing: Iterable[str] = (), unknown: Iterable[str] = (), reshaped: Iterable[str] = ()
 ) -> None:
@@ -121,6 +127,8 @@ def _from_pretrained(kind: type, folder: Path | None, source: Path, dtype: torch
         )
     except (SafetensorError, OSError) as error:
         raise _damaged(source, error) from None
+    except Exception as error:  # damaged configurations lead the libraries to any
+        raise unreadable(source, error) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     allowed = re.compile(f"{unused}|{BUFFERS}")

@@ -6,6 +6,7 @@ a finished one is quick to run again. `--stages` picks some, so that two of them
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from peft import get_peft_model_state_dict
 
 from fsalign_lib.pocket import autoencoder, clip, data, lcm, networks, rewards, selfsup, student, teacher
 from fsalign_lib.pocket import classifiers as judges
+from fsalign_lib.pocket.refusals import refusals
 from fsalign_lib.pocket.weights import WEIGHTS
 
 STAGES = (
@@ -40,10 +42,16 @@ class Build:
     out: Path = WEIGHTS
     """Where the weights go."""
 
-    def __post_init__(self):
-        unknown = [s for s in self.stages if s not in STAGES]
-        if unknown:
-            raise SystemExit(f"error: unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
+
+def check(config: Build) -> None:
+    """Raise a ValueError or an OSError for stages, a seed or folders that cannot be had."""
+    unknown = [s for s in config.stages if s not in STAGES]
+    if unknown:
+        raise ValueError(f"unknown stage {unknown[0]!r}: choose from {', '.join(STAGES)}")
+    if config.seed < 0:
+        raise ValueError(f"seed = {config.seed}: expected 0 or more")
+    for folder in (config.work, config.out):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def save(model, folder: Path) -> None:
@@ -131,8 +139,11 @@ def run(config: Build) -> None:
             save(selfsup.train(pictures, work, seed(stage)), out / stage)
 
 
-def main() -> None:
-    run(tyro.cli(Build, description=__doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = tyro.cli(Build, description=__doc__, args=argv)
+    with refusals():
+        check(config)
+    run(config)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ beside them. Pictures and prompts measured on were in no training.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fsalign_lib.plotting import contact_sheet
 from fsalign_lib.pocket import judge, networks
 from fsalign_lib.pocket.captions import ANIMALS, caption, prompts
 from fsalign_lib.pocket.classifiers import classify
+from fsalign_lib.pocket.refusals import refusals
 from fsalign_lib.pocket.render import scenes
 from fsalign_lib.pocket.rewards import agreement, held_out_pairs
 from fsalign_lib.pocket.weights import WEIGHTS
@@ -93,7 +95,6 @@ def measure_samplers(seeds: int, classifier) -> tuple[dict, dict[str, Tensor]]:
 def measure_rewards(work: Path) -> dict:
     """Measure how often each reward agrees with the judge."""
     vae, eye = networks.load_vae(WEIGHTS), networks.load_classifier(WEIGHTS, "eye")
-    work.mkdir(parents=True, exist_ok=True)
     facts, pairs = held_out_pairs(vae, eye, HELD_OUT_SEED + 1, work / "held-out-pairs.safetensors")
     texts, rows = [caption(f) for f in facts], {}
     for name in judge.TASTES:
@@ -191,8 +192,17 @@ stands in `fsalign_lib/pocket/`. Use: teaching and testing. They know 45 animals
 """
 
 
-def main() -> None:
-    config = tyro.cli(Report, description=__doc__)
+def check(config: Report) -> None:
+    """Raise a ValueError or an OSError for a number or a folder that cannot be had."""
+    if config.seeds < 1:
+        raise ValueError(f"seeds = {config.seeds}: expected 1 or more")
+    config.work.mkdir(parents=True, exist_ok=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = tyro.cli(Report, description=__doc__, args=argv)
+    with refusals():
+        check(config)
     classifier = networks.load_classifier(WEIGHTS, "classifier")
     samplers, pictures = measure_samplers(config.seeds, classifier)
     folders = sorted(p for p in WEIGHTS.iterdir() if p.is_dir() and not p.name.startswith("__"))

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 import tyro
 
+from fsalign_lib.models.load import load
 from reproduce import train_distill
 from reproduce.common.cli import command_line, positive
-from reproduce.common.files import plain, write_json
+from reproduce.common.files import plain, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.evaluation.cost import live_bytes, peak_bytes
 from reproduce.planner.footprint import Footprint
@@ -46,6 +47,8 @@ def prepare(config: MemoryConfig) -> MemoryConfig:
     positive(config, "rank")
     if not config.batches or min(config.batches) < 1:
         raise ValueError(f"batches = {config.batches}: expected numbers above 0")
+    writable_folder(config.out.parent)
+    load(config.model)  # so that a model that cannot be had is known now
     return config
 
 
@@ -97,7 +100,6 @@ def run(config: MemoryConfig) -> None:
             for record in both:
                 print("  ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
             print(f"batch {batch}: adapters over copies {ratios[str(batch)]:.3f}")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(config.out, {**provenance(clock), "config": plain(config), "ratio": ratios, "records": records})
     print(config.out)
 

@@ -30,6 +30,7 @@ import transformers
 import tyro
 from safetensors.torch import load_file
 
+from fsalign_lib.json_files import read_json
 from reproduce import train_distill, train_offline, train_online
 from reproduce.common.cli import command_line, positive
 from reproduce.common.files import (
@@ -240,12 +241,14 @@ def compare(config: KillConfig, loop: str, folder: Path) -> dict[str, Any]:
 def prepare(config: KillConfig) -> KillConfig:
     positive(config, "kills", "updates")
     writable_folder(config.out.parent)
+    if config.out.exists():
+        read_json(config.out, config=dict, loops=dict)
     return config
 
 
 def run(config: KillConfig) -> None:
     clock, loops = Clock(), {}
-    before = json.loads(config.out.read_text()) if config.out.exists() else {}
+    before = read_json(config.out) if config.out.exists() else {}
     if before.get("config") == plain(config) and before["loops"].keys() < LOOPS.keys():  # it was stopped
         clock, loops = clock.after(before), before["loops"]
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:

@@ -174,9 +174,9 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 def positive(config: Any, *names: str) -> None:
-    """Raise a ValueError that names the first of these settings that is not above 0."""
+    """Raise a ValueError that names the first of these settings that is not above 0, or not finite."""
     for name in names:
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < float("inf"):
             raise ValueError(f"{name} = {getattr(config, name)}: expected more than 0")
 
 

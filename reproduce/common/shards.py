@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reproduce.common.cli import processes
+from reproduce.common.cli import processes, refusals
 from reproduce.common.files import write_tensors
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ class Chunks:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = [i for i in range(self.count) if (i + offset) % state.num_processes == state.process_index]
-        for index in tqdm(mine, desc=title, disable=not state.is_main_process):
-            if not self.path(index).exists():
-                write_tensors(self.path(index), compute(index))
+        with tqdm(mine, desc=title, disable=not state.is_main_process) as bar:  # an error stands below it
+            for index in bar:
+                if not self.path(index).exists():
+                    write_tensors(self.path(index), compute(index))
 
     def read(self) -> Iterator[dict[str, Tensor]]:
         """Yield the tensors of all chunks in their order.
@@ -54,12 +55,14 @@ class Chunks:
         Raises:
             FileNotFoundError: one is missing, as where machines do not share the folder.
         """
-        from safetensors.torch import load_file
+        from fsalign_lib.models.tensor_files import read_tensors
 
         for index in range(self.count):
             if not self.path(index).exists():
                 raise FileNotFoundError(f"{self.path(index)} is missing: all processes must write to one shared folder")
-            yield load_file(self.path(index))
+            with refusals():  # of one that was damaged since
+                tensors = read_tensors(self.path(index))
+            yield tensors
 
 
 def in_chunks(
@@ -72,10 +75,16 @@ def in_chunks(
         title: of the progress bar; None: there is none without a folder.
     """
     if folder is None:
-        from tqdm import tqdm
-
-        return map(compute, tqdm(range(count), desc=title, disable=title is None))
+        return _here(compute, count, title)
     chunks, state = Chunks(folder, count), processes()
     chunks.fill(compute, state, title)
     state.wait_for_everyone()
     return chunks.read()
+
+
+def _here(compute: Callable[[int], dict[str, Tensor]], count: int, title: str | None) -> Iterator[dict[str, Tensor]]:
+    """Compute all chunks in this process, and keep none."""
+    from tqdm import tqdm
+
+    with tqdm(range(count), desc=title, disable=title is None) as bar:
+        yield from map(compute, bar)

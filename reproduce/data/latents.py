@@ -147,13 +147,12 @@ def encode_pictures(
         check_pictures(some, size, resize)
     folder.mkdir(parents=True, exist_ok=True)
     batch = next(number for limit, number in BATCHES if size <= limit)
-    bar = tqdm(total=sum(map(len, todo.values())), desc="encode", unit="picture", delay=1)
-    for shard, some in todo.items():
-        parts, now = [], _contents(some)
-        for first in range(0, len(some), batch):
-            pictures = torch.stack([read_picture(path, size, resize) for path in some[first : first + batch]])
-            parts.append(model.encode(pictures.to(model.device) / 255).to(model.vae.dtype).cpu())
-            bar.update(len(pictures))
-        write_tensors(shard_path(folder, shard), {"latents": torch.cat(parts)}, _about(now))
-    bar.close()
+    with tqdm(total=sum(map(len, todo.values())), desc="encode", unit="picture", delay=1) as bar:
+        for shard, some in todo.items():
+            parts, now = [], _contents(some)
+            for first in range(0, len(some), batch):
+                pictures = torch.stack([read_picture(path, size, resize) for path in some[first : first + batch]])
+                parts.append(model.encode(pictures.to(model.device) / 255).to(model.vae.dtype).cpu())
+                bar.update(len(pictures))
+            write_tensors(shard_path(folder, shard), {"latents": torch.cat(parts)}, _about(now))
     return Latents(folder, len(paths), model.latent_shape)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fsalign_lib.json_files import read_json
+from reproduce.common.cli import refusals
 from reproduce.common.files import remove_parts, write_json, write_text
 
 
@@ -22,7 +24,7 @@ class PairFolder:
         self.settings = json.loads(json.dumps(settings, default=str))
         refuse_finished(out)
         note = self.folder / "settings.json"
-        before = json.loads(note.read_text()) if note.exists() else self.settings
+        before = read_json(note) if note.exists() else self.settings
         other = [name for name in {**before, **self.settings} if before.get(name) != self.settings.get(name)]
         if other:
             raise ValueError(
@@ -48,7 +50,12 @@ class PairFolder:
 
     def counts(self, number: int) -> dict[str, int]:
         """Return what was counted in a part."""
-        return json.loads(self.path(number).read_text())["counts"]
+        return self.part(number)["counts"]
+
+    def part(self, number: int) -> dict[str, Any]:
+        """Read the note of a part."""
+        with refusals():  # of one that was damaged since
+            return read_json(self.path(number), rows=list, counts=dict)
 
     def finish(self, numbers: Iterable[int], about: Any, limit: int | None = None) -> None:
         """Write about.json, `about(counts)`, and last pairs.jsonl: the parts' rows in order, at most `limit`."""
@@ -56,7 +63,7 @@ class PairFolder:
         lines = self.out / f".pairs.jsonl.{os.getpid()}"
         with lines.open("w", encoding="utf-8") as file:
             for number in numbers:
-                part = json.loads(self.path(number).read_text())
+                part = self.part(number)
                 rows = part["rows"][: None if limit is None else limit - written]
                 file.writelines(json.dumps(row) + "\n" for row in rows)
                 written += len(rows)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fsalign_lib.models.latent_model import LatentModel
 from reproduce.common.files import digest
-from reproduce.data.latents import Latents, cache_name, encode_pictures, stale
+from reproduce.data.latents import Latents, cache_name, check_pictures, encode_pictures, stale
 from reproduce.data.prompt_sets import read_pictures
 from reproduce.data.texts import checked, records
 
@@ -71,6 +71,24 @@ class PairLatents:
         return digest([self.pictures.digest(), *self.places.flatten().tolist()])
 
 
+def check_folder(folder: Path, model: LatentModel, resize: bool = False, spare: Path | None = None) -> None:
+    """Raise what `read_latents` would raise of a folder's lines and of its pictures' headers; encode nothing."""
+    _, paths, _ = _listed(folder, spare)
+    check_pictures(paths, model.image_size, resize)
+
+
+def _listed(folder: Path, spare: Path | None) -> tuple[list[str], list[Path], Tensor]:
+    """Return the prompts of a folder, its pictures, and which of these each prompt has.  # (P, 2) or (P, 1)"""
+    if (folder / "pairs.jsonl").is_file() or not folder.is_dir():
+        rows = read_rows(folder)
+        names = dict.fromkeys(name for row in rows for name in (row["winner"], row["loser"]))
+        places = {name: place for place, name in enumerate(names)}
+        both = torch.tensor([[places[row["winner"]], places[row["loser"]]] for row in rows])
+        return [row["prompt"] for row in rows], [folder / name for name in names], both
+    rows = read_pictures(folder, spare=spare)
+    return [caption for _, caption in rows], [path for path, _ in rows], torch.arange(len(rows))[:, None]
+
+
 def read_latents(
     folder: Path,
     model: LatentModel,
@@ -86,17 +104,7 @@ def read_latents(
         resize: fit pictures of other sizes (see `pictures.fit`), where they are an error otherwise.
         spare: where latents are kept if nothing can be written to the folder.
     """
-    if (folder / "pairs.jsonl").is_file() or not folder.is_dir():
-        rows = read_rows(folder)
-        prompts = [row["prompt"] for row in rows]
-        places = {name: None for row in rows for name in (row["winner"], row["loser"])}
-        places = {name: place for place, name in enumerate(places)}
-        paths = [folder / name for name in places]
-        places = torch.tensor([[places[row["winner"]], places[row["loser"]]] for row in rows])
-    else:
-        rows = read_pictures(folder, spare=spare)
-        prompts, paths = [caption for _, caption in rows], [path for path, _ in rows]
-        places = torch.arange(len(rows))[:, None]
+    prompts, paths, places = _listed(folder, spare)
     name = cache_name([os.path.relpath(path, folder) for path in paths], model, resize)
     home = folder
     if spare is not None and not os.access(folder, os.W_OK) and stale(paths, folder / name):

@@ -81,20 +81,21 @@ def build(job: Import) -> None:
     """Write the pictures, about.json, and last pairs.jsonl."""
     c, clock, there, used = job.config, Clock(), 0, []
     job.folder.begin()
-    for number, (path, group) in tqdm(job.groups.items(), desc="row groups"):
-        if not job.folder.done(number):
-            rows, counts = [], dict.fromkeys(LEFT_OUT, 0)
-            for row in _rows(path, group):
-                pair = _pair(c.out, row)
-                if isinstance(pair, str):
-                    counts[pair] += 1
-                else:
-                    rows.append(pair)
-            job.folder.write(number, rows, counts | {"rows": len(rows)})
-        there += job.folder.counts(number)["rows"]
-        used.append(number)
-        if c.count is not None and there >= c.count:
-            break
+    with tqdm(job.groups.items(), desc="row groups") as bar:
+        for number, (path, group) in bar:
+            if not job.folder.done(number):
+                rows, counts = [], dict.fromkeys(LEFT_OUT, 0)
+                for row in _rows(path, group):
+                    pair = _pair(c.out, row)
+                    if isinstance(pair, str):
+                        counts[pair] += 1
+                    else:
+                        rows.append(pair)
+                job.folder.write(number, rows, counts | {"rows": len(rows)})
+            there += job.folder.counts(number)["rows"]
+            used.append(number)
+            if c.count is not None and there >= c.count:
+                break
 
     def about(counts: dict[str, int]) -> dict[str, Any]:
         kept = {key: counts[key] for key in ("pairs", *LEFT_OUT)}

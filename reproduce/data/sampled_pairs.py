@@ -5,6 +5,7 @@ A folder of pairs holds `pairs.jsonl`, one object a line,
 tie, which no loss here can use, so it is refused.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,9 @@ def prepare(
         OSError: the folder cannot be written to.
     """
     positive(config, "count", "batch")
+    for name, value in (("tie", config.tie), *(("guidance", weight) for weight in config.guidance)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} = {value}: expected a number of 0 or more")
     if config.threads is not None:
         positive(config, "threads")
         torch.set_num_threads(config.threads)
@@ -110,9 +114,10 @@ def build(builder: Builder) -> None:
         folder.begin()
     state.wait_for_everyone()
     firsts = range(0, c.count, c.batch)
-    for first in tqdm(firsts[state.process_index :: state.num_processes], desc="pairs"):
-        if not folder.done(first):
-            folder.write(first, *sample_part(builder, first))
+    with tqdm(firsts[state.process_index :: state.num_processes], desc="pairs") as bar:
+        for first in bar:
+            if not folder.done(first):
+                folder.write(first, *sample_part(builder, first))
     state.wait_for_everyone()
     if state.is_main_process:
 

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsalign_lib.metrics.frechet import Gaussian, Moments
-from reproduce.common.cli import refusals
 from reproduce.common.files import digest, stamp
 from reproduce.common.shards import Chunks
-from reproduce.data.pictures import SUFFIXES, list_pictures, load_picture
+from reproduce.data.pictures import SUFFIXES, list_pictures, load_picture, picture_size
 from reproduce.evaluation.metrics import Frechet
 
 BATCH = 64
@@ -23,7 +22,7 @@ def picture_paths(folder: Path) -> list[Path]:
     """List the pictures in a folder and below, in order.
 
     Raises:
-        FileNotFoundError: no such folder. ValueError: fewer than 2 pictures.
+        FileNotFoundError: no such folder. ValueError: fewer than 2 pictures, or one that is none by its header.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"reference {str(folder)!r} does not exist: give statistics or a folder of pictures")
@@ -32,6 +31,8 @@ def picture_paths(folder: Path) -> list[Path]:
         raise ValueError(
             f"reference {str(folder)!r} has {len(found)} pictures: expected 2 or more ({' '.join(SUFFIXES)})"
         )
+    for path in found:
+        picture_size(path)
     return found
 
 
@@ -61,10 +62,16 @@ class FolderReference:
         return Chunks(self.parts / f"reference-{name}", -(-len(self.paths) // BATCH))
 
     def compute(self, index: int) -> dict[str, Tensor]:
-        """Compute a chunk's features. A picture is stretched without rounding to whole bytes, as pytorch-fid does."""
+        """Compute a chunk's features. A picture is stretched without rounding to whole bytes, as pytorch-fid does.
+
+        Raises:
+            OSError: a picture is cut off.
+        """
         some = self.paths[index * BATCH : (index + 1) * BATCH]
-        with refusals():
+        try:
             pictures = torch.stack([stretched(path, self.fid.size) for path in some])
+        except ValueError as error:  # headers were looked at before, and this one is cut off
+            raise OSError(str(error)) from None
         with torch.no_grad():
             return {"features": self.fid.network(pictures.to(self.device)).float().cpu()}
 

@@ -3,12 +3,13 @@
 comparisons.py measures what is compared, and protocol.py says how it is decided.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fsalign_lib.json_files import OPTIONAL, read_json
 from fsalign_lib.metrics.statistics import Crossed
+from reproduce.common.cli import refusals
 from reproduce.common.provenance import Clock, provenance
 from reproduce.harness import curves, protocol
 from reproduce.harness.comparisons import Scores
@@ -63,10 +64,12 @@ def count(statuses: Iterable[str]) -> str:
 def gather(table: Table, folder: Path, clock: Clock, scale: str = "pocket", smoke: bool = False) -> dict:
     """Collect the finished runs in `folder` into the table's result, and decide its claims."""
     paths = [run_path(folder, row, seed) for row in table.rows for seed in row_seeds(table, row)]
-    runs = [json.loads(path.read_text()) for path in paths if path.exists()]
+    needed = {"row": str, "cells": dict, "settings": dict, "training": (dict, OPTIONAL), "evaluation": dict}
+    with refusals():  # of results that were damaged since
+        runs = [read_json(path, **needed) for path in paths if path.exists()]
     result = {"table": table.name, "scale": scale, "smoke": smoke, **provenance(clock)}
     pairs = shared_folder(folder, "pairs", scale) / "about.json"
-    result["pairs"] = json.loads(pairs.read_text()) if uses_pairs(table) and pairs.exists() else None
+    result["pairs"] = read_json(pairs) if uses_pairs(table) and pairs.exists() else None
     result["prompts"] = runs[0]["settings"]["prompts"] if runs else None
     given = {name: settings for run in runs for name, settings in run.get("given", {}).items()}
     result |= {"given": given} if given else {}
@@ -148,7 +151,8 @@ def other_results(path: Path) -> dict[str, dict]:
     scale = "-full" * path.stem.endswith("-full")
     own = path.stem.removesuffix(scale)
     there = {name: path.with_name(f"{name}{scale}.json") for name in PAPERS if paper_of(name) == paper_of(own) != own}
-    found = {name: json.loads(file.read_text()) for name, file in there.items() if name != own and file.exists()}
+    with refusals():
+        found = {name: read_json(file, claims=list) for name, file in there.items() if name != own and file.exists()}
     return {name: result for name, result in found.items() if "primary" in result}
 
 

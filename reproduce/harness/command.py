@@ -14,7 +14,6 @@ What runs a row is imported when something is run, so that --help answers at onc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fsalign_lib.json_files import read_json
 from reproduce.common.cli import failures, interruptions, leave, positive, processes, quiet, refusals, set_up_machine
 from reproduce.common.files import writable_folder, write_json, write_text
 from reproduce.harness.declare import GIVEN, MOST_SEEDS, SMOKE, Row, Table, World
@@ -269,7 +269,8 @@ def write_table(table: Table, config: TableConfig, clock: Clock | None) -> None:
     if clock:
         result = claims.gather(table, config.work, clock, config.scale, config.smoke or config.models == "tiny")
     elif path.exists():
-        result = json.loads(path.read_text())
+        with refusals():
+            result = read_json(path, runs=list, prompts=dict)
         result |= claims.decided(table, result["runs"], result["prompts"])
     if result:
         write_json(path, result)

@@ -15,13 +15,13 @@ evaluation; what lies there from before is taken only if they are the same.
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from fsalign_lib.json_files import check_object, read_json
 from fsalign_lib.metrics.frechet import Gaussian, read_statistics
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.models.load import load
@@ -385,9 +385,10 @@ def check_batches(work: Work, runs: Sequence[tuple[str, int | None]]) -> None:
 
 def known_settings(work: Work, row: str, seed: int | None, path: Path) -> dict:
     """Read settings as they were written down, of those that matter now; what was not known then had its default."""
-    before = json.loads(path.read_text())["settings"]
+    before = read_json(path, settings=dict)["settings"]
     if "training" not in before:
         return before
+    check_object(f"settings in {path}", before, weights=dict, training=dict)
     known, free = defaults(type(training_config(work, row, seed))) | before["training"], free_settings()
     return before | {"training": {key: value for key, value in known.items() if key not in free}}
 
@@ -409,7 +410,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
             if processes().is_main_process:  # of a training that was removed since
                 remove_parts(parts)
             train(work, row, seed)
-        training = json.loads((training_folder(work, row, seed) / "result.json").read_text())
+        training = read_json(training_folder(work, row, seed) / "result.json")
     # The weights come from the last checkpoint, whether they were trained now, before, or by another table.
     model, clock = row_model(work, row, seed), Clock()
     # The table's model may hold the weights of a row that was evaluated before.
@@ -442,10 +443,10 @@ def train(work: Work, row: str, seed: int) -> None:
         folders = {"pairs": config.pairs, "prior": config.prior}
         targets.build_samples(work, row, untrained_model(work, row), folders)
     work.model.to(torch.device("cpu"))  # makes room for the training; an evaluation takes it back
-    if isinstance(config, OfflineConfig) and not work.table.own.targets:
-        make_pairs(work)
     loop = LOOPS[METHODS[config.method].loop]
     with refusals():  # of pairs or pictures that somebody brought
+        if isinstance(config, OfflineConfig) and not work.table.own.targets:
+            make_pairs(work)
         setup = loop.prepare(config)
     loop.run(setup)
 
@@ -465,11 +466,11 @@ def make_pairs(work: Work) -> None:
         processes().wait_for_everyone()
         return
     if note.exists():
-        same = json.loads(note.read_text()) == made
+        same = read_json(note) == made
     elif work.world.scale == "full":  # brought along, such as Pick-a-Pic's own
         same = True
     else:  # by build_pairs.py
-        before = json.loads((config.out / "about.json").read_text())["config"]
+        before = read_json(config.out / "about.json", config=dict)["config"]
         asked = {key: value for key, value in plain(config).items() if key not in ("out", "threads")}
         same = all(before.get(key) == value for key, value in asked.items())
     if not same:

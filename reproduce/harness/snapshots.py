@@ -4,17 +4,17 @@ An evaluated snapshot stands in <table>/<row>-<seed>/points/<round>.json, and is
 lie in another table's folder is trained by that table alone: where a run is missing, this one says by which command.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fsalign_lib.json_files import NUMBER, read_json
 from fsalign_lib.kernels import Kernel
 from fsalign_lib.models.latent_model import LatentModel
 from fsalign_lib.rollout import rollout
-from reproduce.common.cli import processes, seen
+from reproduce.common.cli import processes, refusals, seen
 from reproduce.common.files import claim, release, remove_parts, write_json
 from reproduce.common.provenance import Clock
 from reproduce.common.shards import in_chunks
@@ -58,7 +58,7 @@ def do_run(work: Work, row: str, seed: int | None) -> None:
             release(path)
             return print(f"{training_folder(work, row, seed)} is not trained yet: {command}")
         rows.train(work, row, seed)
-    training = json.loads((training_folder(work, row, seed) / "result.json").read_text())
+    training = read_json(training_folder(work, row, seed) / "result.json")
     curve = [point(work, row, seed, snapshot) for snapshot in snapshots(work, row, seed)]
     clock = Clock().after(*curve)
     rows.finish(work, row, seed, clock, training, curve[-1]["cells"], curve=curve)
@@ -84,7 +84,9 @@ def point(work: Work, row: str, seed: int, snapshot: Path) -> dict:
     """Return a snapshot's scores and its distance from the reference, measured now or before."""
     path = work.folder / f"{row}-{seed}" / "points" / f"{snapshot.name}.json"
     weights = digest(snapshot)
-    if seen(path) and (found := json.loads(path.read_text()))["weights"] == weights:
+    with refusals():
+        found = read_json(path, weights=str, cells=dict, kl=NUMBER) if seen(path) else {}
+    if found.get("weights") == weights:
         return found
     model = work.model.to(processes().device) if work.world.scale == "full" else work.model
     model.load_adapter(snapshot, any_precision=True)

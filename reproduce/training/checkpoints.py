@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,7 @@ from fsalign_lib.models.latent_model import LatentModel, share_of, whole
 from reproduce.common.files import last_checkpoint, remove_written, write_json
 
 SECOND = "second.safetensors"
+AGAIN = "remove this checkpoint, and train anew"
 OPTIMIZERS = ("optimizer.pt", "second.pt")
 WRITTEN = (
     *("trained.safetensors", "trained.json", SECOND, *OPTIMIZERS, "kept.safetensors", "state.json"),
@@ -175,16 +177,24 @@ def _save_deepspeed(
 
 
 def load_optimizers(folder: Path, accelerator: Accelerator, model: LatentModel, optimizers: Sequence[Any]) -> None:
-    """Set prepared optimizers to what `save` wrote: each process takes its part of the tensors."""
+    """Set prepared optimizers to what `save` wrote: each process takes its part of the tensors.
+
+    Raises:
+        ValueError: a file is damaged, or of other weights. FileNotFoundError: it is missing.
+    """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         model.network.load_checkpoint(folder, "deepspeed", load_module_strict=False)
         return
     for name, optimizer in zip(OPTIMIZERS, optimizers, strict=False):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         sharded = isinstance(parameters[0], DTensor)  # then only a share of what is read has to be in memory
-        steps = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=sharded)
-        for place, kept in steps["state"].items():
-            p = parameters[place]
-            # the count of steps is not in parts
-            steps["state"][place] = {k: share_of(v, p) if v.shape == p.shape else v for k, v in kept.items()}
-        optimizer.load_state_dict(steps)
+        try:
+            steps = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=sharded)
+            for place, kept in steps["state"].items():
+                p = parameters[place]
+                # the count of steps is not in parts
+                steps["state"][place] = {k: share_of(v, p) if v.shape == p.shape else v for k, v in kept.items()}
+            optimizer.load_state_dict(steps)
+        except (UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, TypeError, ValueError) as error:
+            why = str(error).split("\n")[0][:60]
+            raise ValueError(f"{folder / name} is damaged, or of other weights ({why}): {AGAIN}") from error

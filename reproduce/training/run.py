@@ -24,17 +24,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fsalign_lib.json_files import NUMBER, read_json
 from fsalign_lib.kernels import Kernel, require_stochastic
 from fsalign_lib.models.latent_model import LatentModel, fingerprint
 from fsalign_lib.models.load import load
+from fsalign_lib.models.tensor_files import read_tensors
 from reproduce.common.cli import generator, positive, processes
 from reproduce.common.files import claim, last_checkpoint, plain, release, writable_folder, write_json
 from reproduce.common.provenance import Clock, provenance
 from reproduce.training import checkpoints, sharding
-from reproduce.training.checkpoints import Kept, Trained
+from reproduce.training.checkpoints import AGAIN, Kept, Trained
 from reproduce.training.config import TrainConfig
 from reproduce.training.methods import METHODS
 
@@ -60,7 +61,9 @@ def check_training(config: TrainConfig) -> None:
         ValueError: a number that must be positive, precisions that do not train, an optimizer that cannot be had, a
             variable of the environment that would change the training.
     """
-    positive(config, "lr", "beta", "grad_clip", "save_every", "rank")
+    positive(config, "lr", "beta", "save_every", "rank")
+    if not config.grad_clip > 0:  # it may be infinite
+        raise ValueError(f"grad_clip = {config.grad_clip}: expected more than 0")
     if config.threads is not None:
         positive(config, "threads")
     check_environment(config.mixed_precision)
@@ -255,7 +258,8 @@ class Run:
         self.minibatch: Minibatch | None = None
         if checkpoint is not None and not config.resume:
             raise ValueError(f"{config.out} holds a run already: pass --resume to go on, or choose another --out")
-        state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else None
+        needed = {"step": int, "config": dict, "history": list, "wall_seconds": NUMBER}
+        state = read_json(checkpoint / "state.json", **needed) if checkpoint else None
         if state:
             self._same_settings(state["config"])
             self.inputs = state.get("inputs", {})
@@ -331,7 +335,11 @@ class Run:
         """Save its state with each checkpoint; where the run goes on from one, load it now."""
         self.kept = kept
         if self.checkpoint is not None:
-            kept.load_state_dict(load_file(self.checkpoint / "kept.safetensors"))
+            path = self.checkpoint / "kept.safetensors"
+            try:
+                kept.load_state_dict(read_tensors(path))
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise ValueError(f"{path} does not fit this run ({error}): {AGAIN}") from error
 
     def _set_up(self, model: LatentModel) -> None:
         """Make the model trainable, unless it is, on the device."""

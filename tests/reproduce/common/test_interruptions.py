@@ -1,12 +1,20 @@
 """Ctrl-C ends in two lines, what is kept and the command that goes on; a first checkpoint comes within a minute."""
 
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
+from fsalign_lib.pocket.weights import WEIGHTS
 from reproduce import pso_table2, train_online
 from reproduce.common import cli
 from reproduce.common.files import last_checkpoint
+from reproduce.common.provenance import ROOT
 from reproduce.harness import command, rows
 from reproduce.training import run as running
 
@@ -71,6 +79,30 @@ def test_a_table_goes_on_by_the_same_command(tmp_path, capsys, monkeypatch):
         "interrupted: finished rows, and the last checkpoint of the one in training, are kept in "
     )
     assert told[1] == f"to go on: python reproduce/pso_table2.py --smoke --out {tmp_path}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (WEIGHTS / "eye").is_dir(), reason="the pocket world is not built")
+@pytest.mark.parametrize("row,at", [("base", ".base.json.lock"), ("online", "base.json")])
+def test_ctrl_c_to_a_tables_script(row, at, tmp_path):
+    """A real SIGINT to a real process, while a row is evaluated, and while one is trained after it."""
+    argv = ["reproduce/pso_table2.py", "--smoke", "--only", "base", "online", "--seeds", "0", "--out", str(tmp_path)]
+    kept, environment = tmp_path / "runs" / "pso_table2", os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    where = {"cwd": ROOT, "env": environment, "text": True}
+    process = subprocess.Popen([sys.executable, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **where)
+    while not (kept / at).exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    told = [line for line in process.communicate()[1].splitlines() if line and not re.search(r"\d%\|", line)]
+    assert process.returncode == 130 and told == [
+        f"interrupted: finished rows, and the last checkpoint of the one in training, are kept in {kept}",
+        f"to go on: {shlex.join(['python', *argv])}",
+    ]
+    again = shlex.split(told[1].removeprefix("to go on: python "))
+    ended = subprocess.run([sys.executable, *again], capture_output=True, **where)
+    assert ended.returncode == 0 and ("base is done" in ended.stdout) == (row == "online"), ended.stderr
+    assert sorted(path.name for path in kept.glob("*.json")) == ["base.json", "online-0.json"]
 
 
 def test_the_first_checkpoint_comes_within_a_minute_of_training(online, monkeypatch):
