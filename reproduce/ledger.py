@@ -8,7 +8,6 @@ side by side as --jobs says. What a table prints goes to a log beside its runs.
 """
 
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,9 @@ from pathlib import Path
 
 import tyro
 
+from fsalign_lib.json_files import read_json
 from reproduce.common.cli import positive, refusals
+from reproduce.common.files import writable_folder
 
 REPRODUCE = Path(__file__).parent
 # Those that take longest come first. A table that trains for others comes before them.
@@ -48,8 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     with refusals():
         config = tyro.cli(LedgerConfig, description=__doc__, args=argv)
         positive(config, "jobs")
+        if not config.status:
+            writable_folder(config.runs)
     failed = [] if config.status else run(config)
-    print(text(config))
+    with refusals():  # of results that were damaged
+        print(text(config))
     for name in failed:
         print(f"{name} stopped: read {log_of(config, name)}, and call this again", file=sys.stderr)
     sys.exit(1 if failed else 0)
@@ -93,7 +97,7 @@ def text(config: LedgerConfig) -> str:
         every = [run_path(config.runs / name, row, seed) for row in table.rows for seed in row_seeds(table, row)]
         missing = [path.stem for path in every if not path.exists()]
         path = config.results / f"{name}.json"
-        result = json.loads(path.read_text()) if path.exists() else None
+        result = read_json(path, claims=list, primary=list, runs=list) if path.exists() else None
         spent = hours(table, result)
         claims = "no result"
         if result:

@@ -534,6 +534,16 @@ def table(command: str, damage: Damage, kind: str, out: Path) -> Case:
     return Case(command, kind, f"{option} {value}", arguments(options), named)
 
 
+def ledger(command: str, damage: Damage, kind: str, out: Path) -> Case:
+    """Make a case of the ledger of all tables."""
+    if kind == "JSON":
+        path = damage.write("results/pso_table2.json", '{"claims": [], "primary": [], "runs": []}')
+        what = damage.json(path, "claims", "primary", "runs")
+        return Case(command, kind, what, ["--status", "--results", str(path.parent)], path.name)
+    option, value = damage.rng.choice([("--jobs", 0), ("--jobs", -1), ("--runs", damage.world.prompts / "runs")])
+    return Case(command, kind, f"{option} {value}", arguments({option: value}), str(value))
+
+
 def benchmark(command: str, damage: Damage, kind: str, out: Path) -> Case:
     """Make a case of a benchmark."""
     rng, options = damage.rng, {"--out": out / "result.json"}
@@ -590,6 +600,7 @@ MAKERS: dict[str, tuple[Callable[..., Case], tuple[str, ...]]] = {
     "score_images": (score_images, ("texts", "parquet", "pictures", "configurations")),
     "plan": (plan, ("configurations",)),
     "demo": (demo, ("JSON", "configurations")),
+    "ledger": (ledger, ("JSON", "configurations")),
     **dict.fromkeys(TABLES, (table, ("JSON", "configurations"))),
     **dict.fromkeys(("step_cost", "adapter_memory", "rollout_memory", "full_size"), (benchmark, ("configurations",))),
     "kill_and_resume": (benchmark, ("JSON", "configurations")),

@@ -20,7 +20,7 @@ from reproduce.common.provenance import Clock, provenance
 from reproduce.data.pair_folder import PairFolder
 from reproduce.data.pictures import whole_picture
 from reproduce.data.prompt_sets import PICKAPIC, data_folder
-from reproduce.data.texts import column, open_parquet, parquet_batches
+from reproduce.data.texts import column, not_utf8, open_parquet, parquet_batches
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0")
 LEFT_OUT = ("ties", "unlabelled", "unreadable")
@@ -70,7 +70,11 @@ def prepare(config: PickapicConfig) -> Import:
                 column(path, file.schema_arrow.names, (name,))
             groups |= {number * GROUPS + group: (path, group) for group in range(file.num_row_groups)}
             # The footer has each column's size and range: another file under the same name has another.
-            about.append([str(path.relative_to(root)), path.stat().st_size, digest(file.metadata.to_dict())])
+            try:
+                footer = digest(file.metadata.to_dict())
+            except UnicodeDecodeError:  # the ranges of texts stand there
+                raise not_utf8(path) from None
+            about.append([str(path.relative_to(root)), path.stat().st_size, footer])
     folder = PairFolder(config.out, {"split": config.split, "files": about})
     writable_folder(config.out)
     claim(config.out)

@@ -261,9 +261,14 @@ def parquet_batches(file, path: Path, size: int, **which) -> Iterator[list[dict[
         for batch in file.iter_batches(size, **which):
             yield batch.to_pylist()
     except UnicodeDecodeError:
-        raise ValueError(f"{path} holds a text that is not UTF-8: write it again") from None
+        raise not_utf8(path) from None
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): get it again") from None
+
+
+def not_utf8(path: Path) -> ValueError:
+    """Return the error of a parquet file with a text in another encoding."""
+    return ValueError(f"{path} holds a text that is not UTF-8: write it again")
 
 
 def _first_line(error: Exception) -> str:
