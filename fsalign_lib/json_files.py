@@ -38,3 +38,9 @@ def check_object(where: Path | str, found: Any, **expected: Kinds) -> dict[str, 
         if not isinstance(found[name], kind):
             raise ValueError(f"{where} is damaged: {name!r} is {found[name]!r:.40}: restore it, or remove it")
     return found
+
+
+def check_objects(where: Path | str, found: list, **expected: Kinds) -> None:
+    """Raise a ValueError unless each of a list is an object with these names and types of values."""
+    for number, one in enumerate(found, 1):
+        check_object(f"{where}, number {number}", one, **expected)

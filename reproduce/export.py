@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from fsalign_lib.json_files import OPTIONAL, check_object, read_json
+from fsalign_lib.json_files import OPTIONAL, check_object, check_objects, read_json
 from fsalign_lib.models import presets
 from reproduce.common.cli import command_line
 from reproduce.common.files import last_checkpoint, writable_folder, write_text
@@ -78,6 +78,7 @@ def prepare(config: ExportConfig) -> Setup:
     writable_folder(config.out)
     scored = folder.parents[1] / "evaluation.json"
     evaluation = read_json(scored, results=list)["results"] if scored.exists() else []
+    check_objects(f"results in {scored}", evaluation, prompt_set=str, steps=int, means=dict)
     return Setup(config, model, training, evaluation)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from fsalign_lib.json_files import read_json
+from fsalign_lib.json_files import check_objects, read_json
 from reproduce.common.cli import positive, refusals
 from reproduce.common.files import writable_folder
 
@@ -98,6 +98,9 @@ def text(config: LedgerConfig) -> str:
         missing = [path.stem for path in every if not path.exists()]
         path = config.results / f"{name}.json"
         result = read_json(path, claims=list, primary=list, runs=list) if path.exists() else None
+        if result:
+            check_objects(f"claims in {path}", result["claims"] + result["primary"], id=str, status=str)
+            check_objects(f"runs in {path}", result["runs"], row=str)
         spent = hours(table, result)
         claims = "no result"
         if result:

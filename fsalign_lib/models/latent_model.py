@@ -358,7 +358,7 @@ class LatentModel:
         """
         tensors, parameters = read_tensors(path), self.trained_parameters()
         if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in parameters.items()}:
-            raise ValueError(f"checkpoint {path.parent} holds other layers than {self.name!r} trains: it is damaged")
+            raise ValueError(f"{path} holds other layers than {self.name!r} trains: it is damaged")
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(tensors[name])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fsalign_lib.json_files import read_json
+from fsalign_lib.json_files import check_objects, read_json
 from reproduce.common.cli import failures, interruptions, leave, positive, processes, quiet, refusals, set_up_machine
 from reproduce.common.files import writable_folder, write_json, write_text
 from reproduce.harness.declare import GIVEN, MOST_SEEDS, SMOKE, Row, Table, World
@@ -271,6 +271,7 @@ def write_table(table: Table, config: TableConfig, clock: Clock | None) -> None:
     elif path.exists():
         with refusals():
             result = read_json(path, runs=list, prompts=dict)
+            check_objects(f"runs in {path}", result["runs"], row=str, cells=dict)
         result |= claims.decided(table, result["runs"], result["prompts"])
     if result:
         write_json(path, result)
