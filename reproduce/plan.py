@@ -36,8 +36,8 @@ MODULES = (
     *(dipp_table1, distar_table1, distar_table2, distar_table3, distar_pareto),
 )
 TABLES: dict[str, Table] = {module.TABLE.name: module.TABLE for module in MODULES}
-# H100 hours of all seeds by this script as it was before it read the settings that run: of training alone, in float32
-# without TF32 where no precision was named, and with the rows that fitted no card.
+# H100 hours by this script as it was before it read the settings that run, when tables had three training seeds: of
+# training alone, in float32 without TF32 where no precision was named, and with rows that fitted no card.
 BEFORE = {"sdpo": 6_700, "distar": 21_000}
 PARTS = ("training", "pictures", "prompts", "pairs encoded")
 
@@ -113,9 +113,9 @@ def ledger(planner: "Planner", tables: "dict[str, dict[str, Planned]]") -> None:
     """Print GPU hours by table and by what they are spent on, each as soon as it is known."""
     machine, papers, done = planner.machine, dict.fromkeys(BEFORE, 0.0), set()
     sums = dict.fromkeys((*PARTS, "all"), 0.0)
-    reached = f"{machine.utilisation:g} of its peak reached (assumed)"
-    print(f"GPU hours on {machine.count} x {machine.gpu}, {reached}, all training seeds; FSDP for all weights")
-    print(f"{'table':<18}{'trainings':>10}" + "".join(f"{part:>15}" for part in sums) + "  does not fit")
+    share, how = f"{machine.utilisation:g} of its peak (assumed)", f"{machine.count} of them, FSDP for all weights"
+    print(f"GPU hours, {machine.gpu} at {share}, all training seeds; {how}")
+    print(f"{'table':<18}{'trainings':>10}" + "".join(f"{part:>15}" for part in sums) + "  too large")
     trainings = 0
     for name, rows in tables.items():
         spent, large, runs = dict.fromkeys(sums, 0.0), [], 0
@@ -137,11 +137,10 @@ def ledger(planner: "Planner", tables: "dict[str, dict[str, Planned]]") -> None:
             papers[paper] += spent["all"]
         print(ledger_line(name, runs, spent) + f"  {', '.join(large) or '-'}", flush=True)
     print(ledger_line("all", trainings, sums))
-    print(
-        f"hours on {machine.count}: {sums['all'] / machine.count:,.0f}, or {sums['all'] / machine.count / 24:,.0f} days"
-    )
+    hours = sums["all"] / machine.count
+    print(f"on {machine.count} at once: {hours:,.0f} hours, {hours / 24:,.0f} days")
     for paper, before in BEFORE.items():
-        print(f"{paper}'s tables: {before:,} before (of training alone), {papers[paper]:,.0f} now")
+        print(f"{paper}'s tables: {before:,} before (three seeds, training alone), {papers[paper]:,.0f} now")
 
 
 def ledger_line(name: str, trainings: int, hours: dict[str, float]) -> str:
