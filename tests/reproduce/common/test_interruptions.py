@@ -89,7 +89,10 @@ def test_ctrl_c_to_a_tables_script(row, at, tmp_path):
     argv = ["reproduce/pso_table2.py", "--smoke", "--only", "base", "online", "--seeds", "0", "--out", str(tmp_path)]
     kept, environment = tmp_path / "runs" / "pso_table2", os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     where = {"cwd": ROOT, "env": environment, "text": True}
-    process = subprocess.Popen([sys.executable, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **where)
+    outputs = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    # Tests that were begun in the background ignore the signal, and what they begin would, too.
+    heeded = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen([sys.executable, *argv], **outputs, **where, **heeded)
     while not (kept / at).exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
