@@ -106,6 +106,7 @@ def test_rollout_is_the_sampler(model, name, num_steps):
             torch.testing.assert_close(x_next, x0_hat)
 
 
+@pytest.mark.slow
 def test_memory_grows_by_what_is_kept_alone(model):
     """A graph would cost more than a step stores, and so would lists that are stacked at the end."""
 

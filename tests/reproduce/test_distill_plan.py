@@ -58,6 +58,7 @@ def test_flops_are_those_of_the_loop(make, method, training, monkeypatch):
         assert sum(flops[name].values()) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
+@pytest.mark.slow
 def test_flops_by_hand(make):
     """In forwards of the network, full copies: backward to weights and inputs is two of them, to inputs alone one."""
     of = {}
@@ -91,6 +92,7 @@ def test_memory_of_an_update_within_a_tenth(make, training, checkpointing):
     assert max(peaks.values()) == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_is_there_all_the_time(make):
     config = make(training="full")
     weights = sum(p.numel() for p in models.load(config.model).unet.parameters())

@@ -124,6 +124,7 @@ def test_two_processes_give_what_one_gives(start, whole, tmp_path):
     assert worker.results(out) == worker.results(whole) and worker.pictures(out) == worker.pictures(whole)
 
 
+@pytest.mark.slow
 def test_killed_with_two_processes_it_goes_on_with_one(start, whole, tmp_path):
     out = tmp_path / "evaluation.json"
     assert start(out, 2) == [-9]

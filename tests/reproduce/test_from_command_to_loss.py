@@ -42,6 +42,7 @@ runpy.run_path(path, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all((WEIGHTS / name).is_dir() for name in NETWORKS), reason="the pocket world is not built")
 def test_few_files_and_calls_lie_between_the_command_and_the_loss(tmp_path):
     script = ROOT / "reproduce" / "pso_table2.py"

@@ -46,6 +46,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
     assert "base" not in some.splitlines()[0].partition("missing")[2]
 
 
+@pytest.mark.slow
 def test_committed_results_are_summed_up():
     told = ledger.text(ledger.LedgerConfig(runs=Path("nowhere")))
     line = next(line for line in told.splitlines() if line.startswith("pso_table1"))

@@ -200,6 +200,7 @@ def test_a_round_is_exact_at_other_batch_sizes(small):
     assert first["update"] < later["update"] <= first["update"] + gradients and first["sampling"] == later["sampling"]
 
 
+@pytest.mark.slow
 def test_known_results_change_no_trace(small, monkeypatch):
     """Operations that were seen before are not run again; views, tuples and what works in place are in the networks."""
     config = make_config(train_online.OnlineConfig, "pso-online", model=small, training="lora")
@@ -312,6 +313,7 @@ def one_reward():
     return load_reward("pickscore").to("meta")
 
 
+@pytest.mark.slow
 def test_rows_and_pictures_of_each_method(small):
     """What the loop does, counted: rows of an update, pictures scored for a pair, and network rows of a round."""
 
@@ -333,6 +335,7 @@ def test_rows_and_pictures_of_each_method(small):
     assert rows("sdpo", steps=2)[1] == 3
 
 
+@pytest.mark.slow
 def test_the_table_and_its_json(tiny_sizes, capsys):
     plan.main(["pso_table2", "--gpu", "L40S", "--count", "4", "--set", "online.micro_batch=3", "--json"])
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -424,6 +427,7 @@ def test_every_table_has_a_plan():
     assert "dpo" in planned.planned(at_scale(plan.TABLES["pso_table3"], "full"), "full"), "which is not trained there"
 
 
+@pytest.mark.slow
 def test_what_is_trained_for_several_tables_is_in_the_ledger_once(tiny_sizes, capsys, monkeypatch):
     """The pairs, and Diffusion-DPO's teacher, which at full scale is another row than in the pocket world."""
     some = {name: plan.TABLES[name] for name in ("pso_table1", "pso_table3")}
@@ -438,6 +442,7 @@ def test_what_is_trained_for_several_tables_is_in_the_ledger_once(tiny_sizes, ca
     assert spent[2] == pytest.approx(sum(spent[:2]), abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["online", "offline"])
 def test_what_would_fit_fits(once, monkeypatch, loop):
     """The first of the settings that spare memory, with the largest micro-batch; the room is what they leave."""

@@ -128,6 +128,7 @@ def only_the_lora_moved(adapted, teacher):
     assert moved and all(p.any() for p in moved)
 
 
+@pytest.mark.slow
 def test_a_stopped_distillation_resumes_to_the_same_bits(parts, small, tmp_path, monkeypatch):
     whole, calls = distil(parts, tmp_path / "whole"), []
 

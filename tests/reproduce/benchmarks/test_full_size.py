@@ -36,6 +36,7 @@ def phases(config, method):
     return {record["phase"]: record for record in records}
 
 
+@pytest.mark.slow
 def test_online_pso_has_a_line_for_each_phase(config, online, monkeypatch):
     monkeypatch.setattr(full_size, "plan", lambda *_: online[1])
     found = phases(config, "pso-online")

@@ -49,6 +49,7 @@ def make(folder, prompts_file, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_tables_share_runs_and_tell_what_sampling_costs(make, tmp_path, monkeypatch):
     first = make(distar_table2, tmp_path)
     assert [run["row"] for run in first["runs"]] == list(ROWS)

@@ -161,6 +161,7 @@ def test_the_contrast_is_least_where_views_of_a_picture_agree():
     torch.testing.assert_close(selfsup.contrast(agree), torch.stack(rows).mean())
 
 
+@pytest.mark.slow
 @built
 def test_the_metrics_know_true_pictures_from_false():
     prompts = concept.contexts()

@@ -99,6 +99,7 @@ def example() -> dict[str, str]:
     return dict(blocks)
 
 
+@pytest.mark.slow
 def test_the_example_of_contributing_trains(tmp_path, prompts_file):
     """Two files change, and the command line trains the new method; the reward needs no weights."""
     copy, out = tmp_path / "project", tmp_path / "run"

@@ -66,6 +66,7 @@ def weights(world):
     return load_file(world / "model" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 def test_distar_in_parts_stopped_and_gone_on_with_is_that_of_one_process(world, tmp_path):
     argv = distill(world, tmp_path / "two", DI_STAR)
     assert launch(worker.sharded, [("distill", argv, STOP, False)] * 2) == [0, 0]
