@@ -212,6 +212,21 @@ class Damage:
             path.write_bytes(texts[what])
         return what
 
+    # The settings of some work that was begun in this folder.
+    def note(self, folder: Path, text: str) -> str:
+        folder.mkdir(parents=True)
+        (folder / "settings.json").write_text(text)
+        return self.json(folder / "settings.json")
+
+    # One of these settings in the place of its own; None for a model: a damaged one. What was done, and what is named.
+    def option(self, options: dict, changes: list[tuple]) -> tuple[str, str]:
+        option, value = self.rng.choice(changes)
+        what, named = f"{option} {value}", str(value)
+        if option == "--model":
+            what, value, named = self.model()
+        options[option] = value
+        return what, named
+
     # A file of tensors that the project wrote.
     def tensors(self, path: Path) -> str:
         what = self.rng.choice(["cut", "empty", "bytes", "others", "shapes", "missing"])
@@ -337,7 +352,7 @@ def wrong_setting(
 
 def build_pairs(command: str, damage: Damage, kind: str, out: Path) -> Case:
     """Make a case of the pair builder: sampled pairs, or Pick-a-Pic's."""
-    world, rng = damage.world, damage.rng
+    world = damage.world
     options = {"--model": world.model, "--prompts": world.prompts, "--out": out, "--count": 2}
     if kind == "texts":
         what, path = damage.texts()
@@ -351,18 +366,11 @@ def build_pairs(command: str, damage: Damage, kind: str, out: Path) -> Case:
         options = {"--from": "pickapic", "--data": path.parent, "--out": out}
         named = path.name
     elif kind == "JSON":
-        note = out / "building" / "settings.json"
-        note.parent.mkdir(parents=True)
-        note.write_text('{"count": 2}')
-        what, named = damage.json(note), "settings.json"
+        what, named = damage.note(out / "building", '{"count": 2}'), "settings.json"
     else:
         changes = [("--count", 0), ("--batch", -1), ("--threads", 0), ("--taste", "sweet"), ("--steps", 2000)]
         changes += [("--tie", "nan"), ("--scale", "ful"), ("--from", "pickapick"), ("--model", None)]
-        option, value = rng.choice(changes)
-        what, named = f"{option} {value}", str(value)
-        if option == "--model":
-            what, value, named = damage.model()
-        options[option] = value
+        what, named = damage.option(options, changes)
     return Case(command, kind, what, arguments(options), named)
 
 
@@ -380,10 +388,7 @@ def evaluate(command: str, damage: Damage, kind: str, out: Path) -> Case:
         options |= {"--metrics": "fid", "--reference": folder}
         named = path.name
     elif kind == "JSON":
-        note = out / "scores.parts" / "settings.json"
-        note.parent.mkdir(parents=True)
-        note.write_text('{"scale": "pocket"}')
-        what, named = damage.json(note), "settings.json"
+        what, named = damage.note(out / "scores.parts", '{"scale": "pocket"}'), "settings.json"
     elif kind == "checkpoints":
         run = damage.copied(world.run("train_online"), "broken-run")
         checkpoint = next((run / "checkpoints").iterdir())
@@ -409,11 +414,7 @@ def evaluate(command: str, damage: Damage, kind: str, out: Path) -> Case:
     else:
         changes = [("--seeds", 0), ("--batch", 0), ("--threads", -1), ("--metrics", "fd"), ("--kernel", "heun")]
         changes += [("--steps", 0), ("--scale", "ful"), ("--out", out / "scores.html"), ("--model", None)]
-        option, value = rng.choice(changes)
-        what, named = f"{option} {value}", str(value)
-        if option == "--model":
-            what, value, named = damage.model()
-        options[option] = value
+        what, named = damage.option(options, changes)
     return Case(command, kind, what, arguments(options), named)
 
 
