@@ -6,6 +6,8 @@
 #   make long                the tests that make test leaves out: every table under two processes and under kills,
 #                            every full-size plan (about half an hour on two cores)
 #   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
+#   make seeds               every notebook at three other seeds, and each cell that fails there (about half an hour);
+#                            ARGS="05 07 --seeds 11 12 13" says which notebooks and seeds
 #   make pages               decide the claims of all committed results again, and write their pages and READMEs
 #   make ledger              run every table of the pocket world that is not yet run, and say what each took and what is
 #                            missing; ARGS=--status runs nothing
@@ -26,7 +28,7 @@ originals := $(VENV)/.originals-installed
 tables := $(basename $(notdir $(wildcard reproduce/results/*_*.md)))
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test unit long lint format pages ledger notebooks image-reward clean
+.PHONY: demo test unit long lint format pages ledger notebooks seeds image-reward clean
 .DELETE_ON_ERROR:
 
 demo: $(installed)
@@ -62,6 +64,9 @@ notebooks: $(installed)
 	  $(python) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 	    --ExecutePreprocessor.timeout=120 "$$notebook" || exit 1; \
 	done
+
+seeds: $(installed)
+	OMP_NUM_THREADS=1 $(python) tests/seeds.py $(ARGS)
 
 image-reward: $(originals)
 
