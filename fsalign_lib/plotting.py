@@ -189,16 +189,21 @@ def save_pictures(figure: Figure, path: str | Path) -> None:
         png.convert("RGB").quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def show(figure: Figure, colors: int | None = None) -> None:
-    """Display the figure as a PNG in a notebook; `colors` limits its palette, which takes a fraction of the bytes."""
-    from IPython.display import Image as Shown  # only notebooks have IPython
-    from IPython.display import display
-
+def png(figure: Figure, colors: int | None = None) -> bytes:
+    """Return the figure as a PNG; `colors` limits its palette, which takes a fraction of the bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, format="png", metadata={"Software": None})
     if colors is not None:
-        with Image.open(buffer) as png:
-            few = png.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+        with Image.open(buffer) as full:
+            few = full.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
         buffer = io.BytesIO()
         few.save(buffer, "PNG", optimize=True)
-    display(Shown(buffer.getvalue()))
+    return buffer.getvalue()
+
+
+def show(figure: Figure, colors: int | None = None) -> None:
+    """Display the figure as a PNG in a notebook, with `colors` as in `png`."""
+    from IPython.display import Image as Shown  # only notebooks have IPython
+    from IPython.display import display
+
+    display(Shown(png(figure, colors)))
