@@ -9,7 +9,7 @@ def algorithm(title: str, lines: list[tuple[str, str, str]], sources: list[Modul
     """Display a table: the paper's line number, what the line does in our words, our code for it.
 
     Args:
-        title: "[PSO Alg. 2] Online PSO"
+        title: "PSO Alg. 2: online PSO"
         lines: (number, words, code) each. Code is one line or several of the sources, without their indentation,
             or "" where the words say why there is none.
         sources: the modules, functions or classes that the code stands in
