@@ -5,6 +5,8 @@
 #   make unit                the unit tests alone, without those that are marked slow: what to run while writing code
 #   make long                the tests that make test leaves out: every table under two processes and under kills,
 #                            every full-size plan (about half an hour on two cores)
+#   make browser             move the notebooks' controls in JupyterLab in a headless Chromium and see the pictures
+#                            change; screenshots go to build/browser (some minutes)
 #   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
 #   make seeds               every notebook at three other seeds, and each cell that fails there (about half an hour);
 #                            ARGS="05 07 --seeds 11 12 13" says which notebooks and seeds
@@ -28,7 +30,7 @@ originals := $(VENV)/.originals-installed
 tables := $(basename $(notdir $(wildcard reproduce/results/*_*.md)))
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test unit long lint format pages ledger notebooks seeds image-reward clean
+.PHONY: demo test unit long browser lint format pages ledger notebooks seeds image-reward clean
 .DELETE_ON_ERROR:
 
 demo: $(installed)
@@ -36,13 +38,21 @@ demo: $(installed)
 
 test: lint image-reward
 	OMP_NUM_THREADS=1 $(python) -m pytest tests notebooks -n 2 --dist loadfile --nbval --nbval-current-env \
-	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg -m "not long" $(ARGS)
+	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg -m "not long and not browser" $(ARGS)
 
 unit: $(installed) image-reward
-	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 --dist loadfile -m "not slow and not long" $(ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 --dist loadfile -m "not slow and not long and not browser" $(ARGS)
 
 long: $(installed)
 	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 -m long $(ARGS)
+
+# The Chromium of the PATH (Debian: apt install chromium), or else one that playwright fetches.
+browser: $(installed)
+	$(python) -m pip install --disable-pip-version-check --quiet -c constraints.txt playwright
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+	  || $(python) -m playwright install chromium \
+	  || { echo "install Chromium so that it is on the PATH (Debian: apt install chromium)" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(python) -m pytest tests/test_browser.py -m browser $(ARGS)
 
 lint: $(installed)
 	$(python) -m ruff format --check .
