@@ -154,10 +154,10 @@ class Networks:
         part = "reference" if model._in_reference else "rollout"
         return self._part(part, (id(network), model.adapters.active), network, *args, **kwargs)
 
-    def _decode(self, decode: Callable, latents: Tensor, *args):
+    def _decode(self, decode: Callable, latents: Tensor, *args, **kwargs):
         """Decode. Without a gradient that is a few pictures at a time, which no line between two batch sizes tells."""
         start, before = len(self.run.trace), self.run.now
-        out = self._part("decode", None, decode, latents, *args)
+        out = self._part("decode", None, decode, latents, *args, **kwargs)
         if not (torch.is_grad_enabled() and latents.requires_grad):
             del self.run.trace[start:]
             self.run.trace.append(before)  # the decoder's peak comes before there are its pictures

@@ -63,18 +63,19 @@ def second(steps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "network,settings,phase",  # sdpo: the method, on the twin
+    "network,settings,phase",  # sdpo, draft: the method, on the twin
     [
         ("pocket", {"pairs": 2, "training": "full", "rollout_batch": 1}, "update"),
         ("pocket", {"pairs": 4, "training": "lora", "micro_batch": 1, "gradient_checkpointing": True}, "sampling"),
         ("twin", {"pairs": 16, "training": "lora", "rollout_batch": 8}, "update"),
         ("sdpo", {"pairs": 8, "steps": 8, "minibatch": 8, "micro_batch": 8, "reward": "pickscore"}, "sampling"),
+        ("draft", {"pairs": 8, "minibatch": 8, "micro_batch": 8, "reward": "pickscore"}, "update"),
     ],
 )
 def test_memory_of_an_online_round_within_a_tenth(twin, tmp_path, network, settings, phase):
     config = make_config(
         train_online.OnlineConfig,
-        "sdpo" if network == "sdpo" else "pso-online",
+        network if network in ("sdpo", "draft") else "pso-online",
         model="pocket-turbo" if network == "pocket" else twin,
         out=tmp_path,
         rounds=3,
