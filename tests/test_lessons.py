@@ -9,10 +9,11 @@ import pytest
 from fsalign_lib.lesson.exercise import NOT_ATTEMPTED
 from tests.fsalign_lib.lesson.test_exercises import EXERCISES
 
-NOTEBOOKS = {
-    path.name: json.loads(path.read_text(encoding="utf-8"))["cells"]
+WHOLE = {
+    path.name: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 }
+NOTEBOOKS = {name: notebook["cells"] for name, notebook in WHOLE.items()}
 FOLDED = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)```\n</details>", re.DOTALL)
 
 
@@ -61,3 +62,16 @@ def test_every_notebook_has_two_and_is_committed_unanswered(notebook):
     ]
     for name in written(notebook):
         assert f"{name}: {NOT_ATTEMPTED}" in told
+
+
+@pytest.mark.parametrize("notebook", WHOLE)
+def test_no_widget_is_committed(notebook):
+    """Its model would be gone: a reader of the page saw an error, or nothing, in its place."""
+    kinds = {
+        kind
+        for cell in NOTEBOOKS[notebook]
+        for output in cell.get("outputs", [])
+        for kind in output.get("data", {})
+        if "widget" in kind
+    }
+    assert kinds == set() and "widgets" not in WHOLE[notebook]["metadata"]

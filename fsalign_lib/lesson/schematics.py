@@ -68,7 +68,7 @@ def pso_chains(equation: Literal["5", "6", "7"]) -> Figure:
         _note(ax, 0.05, y + 0.1, name, color, "left", 10)
         _note(ax, 0.05, y - 0.12, {"noised": "given, noised", "sampled": "own sample"}[kind], GREY, "left", 8)
         for n, x in enumerate(xs[:4]):
-            _state(ax, x, y, rf"$x_{n}^{mark}$")
+            _state(ax, x, y, rf"$x_{{t_{n}}}^{mark}$")
         _state(ax, xs[4], y, rf"$x^{mark}$", color)
         for n in range(4):
             scored = color if n < 3 else GREY
@@ -96,9 +96,9 @@ def pso_chains(equation: Literal["5", "6", "7"]) -> Figure:
     _arrow(ax, (7.75, 0.88), (7.75, 1.14), ORANGE)
     words = []
     if "noised" in kinds:
-        words.append(r"$\Delta e_n=\|\epsilon-\epsilon_\theta(x_n)\|^2-\|\epsilon-\epsilon_{pre}(x_n)\|^2$")
+        words.append(r"$\Delta e_n=\|\epsilon-\epsilon_\theta(x_{t_n})\|^2-\|\epsilon-\epsilon_{pre}(x_{t_n})\|^2$")
     if "sampled" in kinds:
-        words.append(r"$\ell_n=\log p_\theta(x_{n+1}|x_n)-\log p_{pre}(x_{n+1}|x_n)$")
+        words.append(r"$\ell_n=\log p_\theta(x_{t_{n+1}}|x_{t_n})-\log p_{pre}(x_{t_{n+1}}|x_{t_n})$")
     _note(ax, 0.05, 0.1, "      ".join(words), BLACK, "left", 8.5)
     return figure
 
