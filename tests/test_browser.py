@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,28 +48,29 @@ def lab(tmp_path_factory):
     folder, settings = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("settings")
     for name, (notebook, _) in NOTEBOOKS.items():
         (folder / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    chosen = settings / "@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
-    chosen.parent.mkdir(parents=True)
-    chosen.write_text('{"windowingMode": "none"}')  # every cell is in the page, whether it is in view or not
+    chosen = {
+        "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page, in view or not
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # nothing over the figures
+    }
+    for name, values in chosen.items():
+        path = settings / f"@jupyterlab/{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0", "--ServerApp.token="]
-    command += [
-        f"--ServerApp.root_dir={folder}",
-        "--LabApp.news_url=None",
-        f"--ServerApp.info_file={folder / 'server'}",
-    ]
+    command += [f"--ServerApp.root_dir={folder}"]
     environment = os.environ | {
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
-        for line in server.stderr:
-            if address := re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab", line):
-                break
+    log = settings / "log"
+    with log.open("w") as out, subprocess.Popen(command, env=environment, stderr=out) as server:
+        while not (address := re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.5)
         yield address[0]
         server.terminate()
-        server.stderr.close()
 
 
 @pytest.fixture(scope="module")
