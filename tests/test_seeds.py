@@ -70,13 +70,8 @@ def test_a_name_that_no_notebook_has_is_refused(tmp_path, capsys):
     assert "77: no notebook" in capsys.readouterr().err
 
 
-PENDING = ("16",)  # it draws past SEED in one place
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_draws_from_its_one_seed(path):
-    if path.name.startswith(PENDING):
-        pytest.xfail("its seed is still to be named")
     code = "\n".join(cell.source for cell in seeds.reseeded(path, 1).cells if cell.cell_type == "code")
     assert len(re.findall(r"\bSEED\b", code)) > 1, "SEED is named and not used"
     assert re.findall(r"manual_seed\(\d+\)|\bseed=\d+", code) == [], "drawn past SEED"
