@@ -14,7 +14,8 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     """Return x on a device. From the CPU to a GPU it goes by pinned memory, and the host does not wait."""
     if x.device.type != "cpu":
         return x.to(device)
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=device.type != "mps")
+    pinned = x.contiguous().pin_memory() if device.type == "cuda" else x  # an expanded tensor cannot be pinned
+    return pinned.to(device, non_blocking=device.type != "mps")
 
 
 @functools.lru_cache(maxsize=256)

@@ -167,14 +167,14 @@ def meta_unet(name: str) -> nn.Module:
         return diffusers.UNet2DConditionModel(**UNETS[name])
 
 
-class MetaTokenizer:
-    """Make token ids without values, for text encoders on the meta device."""
+class BlankTokenizer:
+    """Make token ids that are all zero: on the meta device, where they have no values, unless another is set."""
 
     def __init__(self, length: int):
-        self.model_max_length = length
+        self.model_max_length, self.device = length, "meta"
 
     def __call__(self, prompts: list[str], **_) -> transformers.BatchEncoding:
-        ids = torch.empty(len(prompts), self.model_max_length, dtype=torch.long, device="meta")
+        ids = torch.zeros(len(prompts), self.model_max_length, dtype=torch.long, device=self.device)
         return transformers.BatchEncoding({"input_ids": ids, "attention_mask": ids})
 
 
@@ -208,7 +208,7 @@ def meta_model(name: str, dtype: torch.dtype = torch.float32) -> LatentModel:
     for network in (unet, vae, *encoders):
         nn.Module.to(network, dtype)  # diffusers' own warns of nothing
     size = unet.config.sample_size * vae_factor(vae)
-    words = MetaTokenizer(T5Text.length if name == "pixart-alpha" else 77)
+    words = BlankTokenizer(T5Text.length if name == "pixart-alpha" else 77)
     if two:
         text = TwoClipText(tuple(encoders), (words, words), size)
     else:
@@ -227,13 +227,13 @@ def meta_reward(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     with torch.device("meta"):
         if name in PREPROCESS:
             config = transformers.CLIPConfig(text_config=CLIP_H_TEXT, vision_config=CLIP_H_VISION, projection_dim=1024)
-            return CLIPReward(transformers.CLIPModel(config).to(dtype), MetaTokenizer(77), PREPROCESS[name])
+            return CLIPReward(transformers.CLIPModel(config).to(dtype), BlankTokenizer(77), PREPROCESS[name])
         if name == "aesthetic":
             vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**CLIP_L_VISION))
             return AestheticReward(vision.to(dtype), mlp=published_mlp(768), preprocess=OPENAI).eval()
         if name == "imagereward":
             configs = transformers.BlipVisionConfig(**BLIP_VISION), transformers.BlipTextConfig(**BLIP_TEXT)
             mlp = published_mlp(BLIP_TEXT["hidden_size"])
-            return ImageReward(*configs, MetaTokenizer(35), mlp=mlp, preprocess=OPENAI).towers(dtype)
+            return ImageReward(*configs, BlankTokenizer(35), mlp=mlp, preprocess=OPENAI).towers(dtype)
     known = ", ".join((*PREPROCESS, "aesthetic", "imagereward"))
     raise ValueError(f"no full-size configuration of the reward {name!r}: choose from {known}")

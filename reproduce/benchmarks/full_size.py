@@ -112,18 +112,14 @@ def card(device: str, memory: float) -> str:
     return min(fitting, key=lambda name: (("PCIe" in name) != ("PCIe" in device), abs(GPUS[name].memory - memory)))
 
 
-def random_model(name: str, device: str, dtype: torch.dtype, prompts: Sequence[str] = PROMPTS) -> LatentModel:
-    """Build a published model with random weights and embeddings, on the device."""
+def random_model(name: str, device: str, dtype: torch.dtype) -> LatentModel:
+    """Build a published model with random weights on the device. Every prompt becomes the same tokens."""
     model = architectures.meta_model(name, dtype)
-    rows = model.encode_prompts(prompts)
     for part in (model.unet, model.vae, *model.text.modules):
         randomise(part, device)
-
-    def fill(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, device=device).to(x.dtype)
-
-    filled = fill(rows) if isinstance(rows, Tensor) else rows._map(fill)
-    model._embeddings = {prompt: filled[i] for i, prompt in enumerate(prompts)}  # there is no tokenizer
+    for part in model.text.components().values():
+        if isinstance(part, architectures.BlankTokenizer):
+            part.device = device
     return model
 
 

@@ -122,27 +122,39 @@ def test_the_settings_are_the_recipes(model, method, tmp_path):
     assert other - free <= full_size.SMALL[method].keys() | (full_size.ADAPTERS.keys() if method == "distar" else set())
 
 
-def test_random_networks_of_a_published_configuration_can_be_trained(monkeypatch):
-    """What is done at full size, on SD-Turbo's and PickScore's configurations cut small."""
+@pytest.fixture
+def cut_small(monkeypatch):
+    """SD-Turbo's and PickScore's published configurations, with less of everything."""
     architectures = full_size.architectures
     small = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 4, "attention_head_dim": 2, "sample_size": 8}
     monkeypatch.setitem(architectures.UNETS, "sd-turbo", architectures.UNETS["sd-turbo"] | small)
     monkeypatch.setattr(architectures, "VAE", architectures.VAE | {"block_out_channels": (32, 32, 32, 32)})
     monkeypatch.setattr(architectures, "CLIP_H", architectures.CLIP_H | {"num_hidden_layers": 1, "vocab_size": 100})
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    monkeypatch.setattr(architectures, "CLIP_H_TEXT", architectures.CLIP_H_TEXT | tower)
+    monkeypatch.setattr(architectures, "CLIP_H_VISION", architectures.CLIP_H_VISION | tower)
+
+
+def test_random_networks_of_a_published_configuration_can_be_trained(cut_small):
     model = full_size.random_model("sd-turbo", "cpu", torch.bfloat16)
     cond = model.encode_prompts(full_size.PROMPTS)
-    assert cond.device.type == "cpu" and cond.dtype == torch.bfloat16
+    assert cond.device.type == "cpu" and cond.dtype == torch.bfloat16 and cond.isfinite().all()
     model.add_lora(2)
     t = torch.full((4,), 499)
     model.predict_eps(torch.randn(4, *model.latent_shape), t, cond).square().mean().backward()
     assert all(p.grad.isfinite().all() for p in model.trained_parameters().values())
     assert model.decode(torch.randn(1, *model.latent_shape)).isfinite().all()
-    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    monkeypatch.setattr(architectures, "CLIP_H_TEXT", architectures.CLIP_H_TEXT | tower)
-    monkeypatch.setattr(architectures, "CLIP_H_VISION", architectures.CLIP_H_VISION | tower)
     pictures = torch.rand(4, 3, 64, 64, requires_grad=True)
     full_size.random_reward("cpu")(pictures, full_size.PROMPTS).sum().backward()
     assert pictures.grad.isfinite().all() and pictures.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", full_size.METHODS)
+def test_a_published_configuration_is_measured_as_on_a_gpu(cut_small, config, method, tmp_path):
+    """The prompts are encoded by the random encoders, which are then dropped, and the loop's rounds run."""
+    records = full_size.measure(config, None, "sd-turbo", method, tmp_path)
+    assert records and all(record["seconds"] > 0 and record["tflop"] > 0 for record in records)
 
 
 @pytest.mark.parametrize(
