@@ -41,8 +41,9 @@ class Machine:
     """See reproduce/planner/gpus.py."""
     count: int = 8
     """GPUs, one process each."""
-    utilisation: float = 0.3
-    """Share of the peak FLOP/s that is reached: an assumption, not measured; it may well be 0.15 or 0.5."""
+    utilisation: float = 0.1
+    """Share of the peak FLOP/s that is reached. Measured on an H100, at small micro-batches of SD-Turbo and SDXL: 0.04
+    to 0.09 in updates, 0.08 to 0.12 in sampling (reproduce/benchmarks/results/full_size.jsonl)."""
     fsdp: bool = False
     """Weights, gradients and moments in parts over the GPUs, where all weights are trained (launch/fsdp.yaml)."""
 

@@ -272,7 +272,7 @@ def text(machine: Machine, title: str, rows: Mapping[str, dict[str, Any]]) -> st
         title,
         f"on {machine.count} x {machine.gpu}{', FSDP' * machine.fsdp}: {gpu.memory} GB, of which {USABLE:.0%} may be "
         f"used; {gpu.half:g} TFLOP/s in half precision ({gpu.source}), half of it in TF32, of which "
-        f"{machine.utilisation:g} are reached (assumed)",
+        f"{machine.utilisation:g} are reached (measured: 0.04 to 0.12)",
         *(line for name, row in rows.items() for line in row_text(name, row)),
         "",
     ]

@@ -13,7 +13,7 @@ def cuda(monkeypatch):
 
     def pin(x: Tensor) -> Tensor:
         if x.numel() > 1 and 0 in (s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1):
-            raise RuntimeError("unsupported operation: more than one element of the written-to tensor refers to a single")
+            raise RuntimeError("more than one element of the written-to tensor refers to a single memory location")
         return x.clone()
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)

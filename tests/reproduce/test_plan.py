@@ -350,7 +350,9 @@ def test_the_table_and_its_json(tiny_sizes, capsys):
     assert set(online["hours"]) == {"training", "pictures", "prompts"}, "evaluation is in the plan"
     assert set(rows["pairs"]["hours"]) == {"pictures", "pairs encoded", "prompts"}, "and so are the pairs"
     peak = gpus.GPUS["L40S"].peak
-    by_hand = sum(n for part, n in flops.items() if part == "rollout") / (peak("float16") * 0.3) / 3600
+    by_hand = (
+        sum(n for part, n in flops.items() if part == "rollout") / (peak("float16") * gpus.Machine().utilisation) / 3600
+    )
     assert online["hours"]["training"] > seeds * 5000 * by_hand, "of all seeds; other parts beside the rollout"
     # It has the settings that run, and chooses none.
     config = make_config(train_online.OnlineConfig, "pso-online", "full")
