@@ -7,6 +7,9 @@
 #                            every full-size plan (about half an hour on two cores)
 #   make browser             move the notebooks' controls in JupyterLab in a headless Chromium and see the pictures
 #                            change; screenshots go to build/browser (some minutes)
+#   make playground          the page that draws in the browser, into build/playground/site/playground: trains its small
+#                            students (some minutes of one core, once for the weights that ship) and exports all to
+#                            ONNX; needs Node's npm
 #   make notebooks           re-execute all notebooks in place (then read the diff, and commit)
 #   make seeds               every notebook at three other seeds, and each cell that fails there (about half an hour);
 #                            ARGS="05 07 --seeds 11 12 13" says which notebooks and seeds
@@ -30,7 +33,7 @@ originals := $(VENV)/.originals-installed
 tables := $(basename $(notdir $(wildcard reproduce/results/*_*.md)))
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test unit long browser lint format pages ledger notebooks seeds image-reward clean
+.PHONY: demo test unit long browser playground lint format pages ledger notebooks seeds image-reward clean
 .DELETE_ON_ERROR:
 
 demo: $(installed)
@@ -47,12 +50,21 @@ long: $(installed)
 	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 -m long $(ARGS)
 
 # The Chromium of the PATH (Debian: apt install chromium), or else one that playwright fetches.
-browser: $(installed)
+browser: playground
 	$(python) -m pip install --disable-pip-version-check --quiet -c constraints.txt playwright
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \
 	  || $(python) -m playwright install chromium \
 	  || { echo "install Chromium so that it is on the PATH (Debian: apt install chromium)" >&2; exit 1; }
-	OMP_NUM_THREADS=1 $(python) -m pytest tests/test_browser.py -m browser $(ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest tests/test_browser.py tests/test_playground.py -m browser $(ARGS)
+
+# Built and not committed: some 40 MB that follow from the shipped weights, and would be stale with the next ones.
+playground: $(installed)
+	@command -v npm > /dev/null || { echo "no npm: install Node 18 or newer, which brings it" >&2; exit 1; }
+	$(python) -m pip install --disable-pip-version-check --quiet -c constraints.txt onnx onnxscript
+	@mkdir -p build/playground/npm && cp docs/playground/package*.json build/playground/npm
+	cd build/playground/npm && npm ci --ignore-scripts --no-audit --no-fund
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(python) docs/playground/export.py --npm build/playground/npm \
+	  --out build/playground/site/playground
 
 lint: $(installed)
 	$(python) -m ruff format --check .
