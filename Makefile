@@ -16,6 +16,8 @@
 #   make pages               decide the claims of all committed results again, and write their pages and READMEs
 #   make ledger              run every table of the pocket world that is not yet run, and say what each took and what is
 #                            missing; ARGS=--status runs nothing
+#   make docs                the site, in build/site: notebooks, tables, errata, API (some minutes); then its links are
+#                            checked. Serve it by: python -m http.server -d build/site
 #   make format              let ruff format and fix
 #   make image-reward        the rewards' own packages, without what they ask for (CONTRIBUTING.md says why); the tests
 #                            compare with them, so make test and make unit begin with it
@@ -30,10 +32,11 @@ ARGS ?=
 python := $(VENV)/bin/python
 installed := $(VENV)/.fsalign-installed
 originals := $(VENV)/.originals-installed
+sphinx := $(VENV)/.sphinx-installed
 tables := $(basename $(notdir $(wildcard reproduce/results/*_*.md)))
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test unit long browser playground lint format pages ledger notebooks seeds image-reward clean
+.PHONY: demo test unit long browser playground docs lint format pages ledger notebooks seeds image-reward clean
 .DELETE_ON_ERROR:
 
 demo: $(installed)
@@ -41,10 +44,10 @@ demo: $(installed)
 
 test: lint image-reward
 	OMP_NUM_THREADS=1 $(python) -m pytest tests notebooks -n 2 --dist loadfile --nbval --nbval-current-env \
-	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg -m "not long and not browser" $(ARGS)
+	  --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg -m "not long and not browser and not site" $(ARGS)
 
 unit: $(installed) image-reward
-	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 --dist loadfile -m "not slow and not long and not browser" $(ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 --dist loadfile -m "not slow and not long and not browser and not site" $(ARGS)
 
 long: $(installed)
 	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 -m long $(ARGS)
@@ -65,6 +68,17 @@ playground: $(installed)
 	cd build/playground/npm && npm ci --ignore-scripts --no-audit --no-fund
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(python) docs/playground/export.py --npm build/playground/npm \
 	  --out build/playground/site/playground
+
+# The tree that Sphinx reads is laid out in build/docs by docs/tree.py.
+docs: $(sphinx)
+	@mkdir -p build/docs
+	$(python) -m sphinx -q -W --keep-going -c docs build/docs build/site
+	$(python) -m pytest tests/test_site.py -m site $(ARGS)
+
+$(sphinx): $(installed)
+	$(python) -m pip install --disable-pip-version-check --quiet -c constraints.txt sphinx myst-nb furo \
+	  sphinx-copybutton sphinx-mathjax-offline
+	@touch $@
 
 lint: $(installed)
 	$(python) -m ruff format --check .
