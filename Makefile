@@ -72,7 +72,7 @@ playground: $(installed)
 # The tree that Sphinx reads is laid out in build/docs by docs/tree.py.
 docs: $(sphinx)
 	@mkdir -p build/docs
-	$(python) -m sphinx -q -W --keep-going -c docs build/docs build/site
+	$(python) -m sphinx -q -W --keep-going -d build/doctrees -c docs build/docs build/site
 	$(python) -m pytest tests/test_site.py -m site $(ARGS)
 
 $(sphinx): $(installed)

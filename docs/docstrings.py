@@ -11,7 +11,9 @@ def inline(text: str) -> str:
     for match in [*TOKEN.finditer(text), None]:
         plain = text[end : match.start() if match else None]
         plain = plain.replace("\\", "\\\\")
-        plain = re.sub(r"\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=[^\s*])([^*]+?)(?<=\S)\*(?!\w)|([*_|])", marks, plain)
+        plain = re.sub(
+            r"\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=[^\s*])([^*]+?)(?<=\S)\*(?!\w)|([*_|])", marks, plain
+        )
         parts.append(plain)
         if match is None:
             break

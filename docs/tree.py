@@ -37,9 +37,9 @@ PAPERS = ("PSO", "SDPO", "DI++", "DI*")
 
 
 def pages() -> dict[str, Path]:
-    """Find the pages that are files: their place in the tree, and the file. README.md's place is the first page."""
+    """Find the pages that are files: for each place in the tree, the file."""
     docs = ROOT / "docs"
-    own = {path.relative_to(docs).as_posix(): path for path in docs.rglob("*.md")}
+    own = {path.relative_to(docs).as_posix(): path for path in (*docs.glob("*.md"), *docs.glob("playground/*.md"))}
     there = {path.relative_to(ROOT).as_posix(): path for pattern in PAGES for path in ROOT.glob(pattern)}
     return own | there
 
@@ -128,8 +128,12 @@ def rewrite(text: str, place: str, known: set[str]) -> str:
     if place.endswith(".ipynb"):
         notebook = json.loads(text)
         for cell in notebook["cells"]:
+            holders = [(output.get("data", {}), "text/markdown") for output in cell.get("outputs", [])]
             if cell["cell_type"] == "markdown":
-                cell["source"] = rewrite("".join(cell["source"]), place.replace(".ipynb", ".md"), known)
+                holders.append((cell, "source"))
+            for holder, key in holders:
+                if key in holder:
+                    holder[key] = rewrite("".join(holder[key]), place.replace(".ipynb", ".md"), known)
         return json.dumps(notebook, ensure_ascii=False, indent=1)
     top = PurePosixPath(place).parent
     to_top = "../" * len(top.parts)
@@ -231,7 +235,9 @@ def api() -> dict[str, str]:
             text += "| module | task |\n| --- | --- |\n"
             for other in inside:
                 text += f"| [{other.removeprefix(name + '.')}]({other}.md) | {found[other].replace('|', '&#124;')} |\n"
-            text += "\n```{toctree}\n:hidden:\n\n" + "".join(f"{o.rpartition('.')[2]} <{o}>\n" for o in inside) + "```\n"
+            text += (
+                "\n```{toctree}\n:hidden:\n\n" + "".join(f"{o.rpartition('.')[2]} <{o}>\n" for o in inside) + "```\n"
+            )
         written[f"api/{name}.md"] = text
     return written
 

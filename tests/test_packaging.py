@@ -15,6 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from fsalign_lib import __version__
+
 ROOT = Path(__file__).parents[1]
 DEMANDED = {
     *("torch", "diffusers", "transformers", "peft", "accelerate"),
@@ -209,7 +211,7 @@ def test_licences_and_credits():
 
 def test_the_citation_names_the_four_papers():
     citation = yaml.safe_load(read("CITATION.cff"))
-    assert citation["version"] == project()["version"]
+    assert citation["version"] == __version__
     papers = {reference["notes"].split()[0]: reference for reference in citation["references"]}
     expected = {"PSO": "2410.03190", "DI++": "2410.18881", "SDPO": "2411.11727", "DI*": "2410.20898"}
     assert {name: paper["identifiers"][0]["value"] for name, paper in papers.items()} == {
@@ -217,6 +219,28 @@ def test_the_citation_names_the_four_papers():
     }
     for name, paper in papers.items():
         assert paper["url"].endswith(expected[name]) and paper["title"] and paper["authors"]
+
+
+def test_the_version_has_one_place():
+    assert tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "fsalign_lib.__version__"
+    }
+    assert re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)[1] == __version__
+
+
+def test_the_public_address_has_one_place():
+    """Whatever names the repository or the site names what pyproject.toml does."""
+    urls = project()["urls"]
+    owner, name = urls["Repository"].removeprefix("https://github.com/").split("/")
+    files = [*ROOT.glob("*.md"), ROOT / "CITATION.cff", *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        for other in re.findall(rf"(?:github\.com|/github|/gh)/([\w-]+)/{name}\b", text):
+            assert other == owner, f"{path.name} names {other}/{name}, pyproject.toml {owner}/{name}"
+        for other in re.findall(r"https://[\w-]+\.github\.io/[\w-]+", text):
+            assert f"{other}/" == urls["Documentation"], f"{path.name} names {other}"
+    assert yaml.safe_load(read("CITATION.cff"))["repository-code"] == urls["Repository"]
+    assert yaml.safe_load(read("CITATION.cff"))["url"] == urls["Documentation"]
 
 
 def test_nothing_is_fetched_from_a_hub():
