@@ -5,7 +5,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from docs.docstrings import to_rst
-from docs.tree import lay_out
+from docs.tree import PLAYGROUND, lay_out
 from fsalign_lib import __version__
 
 HERE = Path(__file__).parent
@@ -37,6 +37,7 @@ napoleon_preprocess_types = False
 html_theme = "furo"
 html_title = "fsalign"
 html_static_path = [str(HERE / "_static")]
+html_extra_path = [str(PLAYGROUND.parents[1])] if PLAYGROUND.is_file() else []
 html_favicon = str(HERE / "_static/favicon.svg")
 html_css_files = ["site.css"]
 html_show_sourcelink = False

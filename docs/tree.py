@@ -22,6 +22,7 @@ from posixpath import normpath
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+PLAYGROUND = ROOT / "build/playground/site/playground/index.html"  # what `make playground` leaves
 # Pages that lie elsewhere in the repository, at the same place in the tree
 PAGES = (
     *("CONTRIBUTING.md", "CHANGELOG.md", "notebooks/*.ipynb"),
@@ -39,7 +40,7 @@ PAPERS = ("PSO", "SDPO", "DI++", "DI*")
 def pages() -> dict[str, Path]:
     """Find the pages that are files: for each place in the tree, the file."""
     docs = ROOT / "docs"
-    own = {path.relative_to(docs).as_posix(): path for path in (*docs.glob("*.md"), *docs.glob("playground/*.md"))}
+    own = {path.name: path for path in docs.glob("*.md")}
     there = {path.relative_to(ROOT).as_posix(): path for pattern in PAGES for path in ROOT.glob(pattern)}
     return own | there
 
@@ -248,8 +249,10 @@ def lay_out(tree: Path) -> list[str]:
     texts = {place: path.read_text(encoding="utf-8") for place, path in files.items()}
     texts["errata.md"] = texts["errata.md"].replace("<!-- errata -->", errata())
     texts["reproduce/results/index.md"] = tables()
-    if "playground/index.md" not in texts:
-        print("docs/playground/index.md is not there: the site is built without the playground", flush=True)
+    if PLAYGROUND.is_file():
+        texts["playground/index.md"] = "# Playground\n"  # the built page takes this one's place
+    else:
+        print("No playground was built: the site is built without the playground (make playground needs npm)", flush=True)
         texts["index.md"] = texts["index.md"].replace("playground/index\n", "")
     texts = {place: SECTION.sub(section, text) for place, text in texts.items()}
     made = api()
@@ -259,7 +262,7 @@ def lay_out(tree: Path) -> list[str]:
     tree.mkdir(parents=True, exist_ok=True)
     for old in [path for path in tree.rglob("*") if path.is_file()]:
         place = old.relative_to(tree).as_posix()
-        if place not in known and not place.startswith("playground/"):
+        if place not in known:
             old.unlink()
     for place, text in texts.items():
         path = tree / place

@@ -1,4 +1,4 @@
-"""The ways in without a set-up of one's own: the notebooks' badge and first cell, the container, Binder, the workflow."""
+"""The ways in without a set-up: the badge and first cell of each notebook, the container, Binder, the workflow."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_here_the_first_cell_does_nothing(monkeypatch, tmp_path):
 @pytest.mark.long
 def test_on_colab_the_first_cell_installs_the_project(tmp_path):
     """In a bare virtual environment whose google.colab is a stub, from a wheel of this checkout, without a network."""
-    checkout, content, wheels = tmp_path / "checkout", tmp_path / "content", tmp_path / "wheels"
+    checkout, content, wheels = tmp_path / "public/fsalign", tmp_path / "content", tmp_path / "wheels"
     for folder in ("fsalign_lib", "reproduce", "notebooks"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):

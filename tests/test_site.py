@@ -71,12 +71,13 @@ def test_notebooks_are_as_committed_but_for_links(laid):
                 assert output == printed and "".join(text) == "".join(expected)
 
 
-def test_without_the_playground_the_tree_says_so(tmp_path, monkeypatch, capsys):
-    there = tree.pages()
-    monkeypatch.setattr(tree, "pages", lambda: {k: v for k, v in there.items() if not k.startswith("playground/")})
+@pytest.mark.parametrize("built", [False, True])
+def test_without_the_playground_the_tree_says_so(built, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tree, "PLAYGROUND", Path(__file__) if built else tmp_path / "index.html")
     tree.lay_out(tmp_path)
-    assert "without the playground" in capsys.readouterr().out
-    assert "playground/index" not in (tmp_path / "index.md").read_text("utf-8")
+    assert ("without the playground" in capsys.readouterr().out) == (not built)
+    assert ("playground/index" in (tmp_path / "index.md").read_text("utf-8")) == built
+    assert (tmp_path / "playground/index.md").is_file() == built
 
 
 def test_links_are_rewritten():
