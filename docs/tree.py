@@ -252,7 +252,7 @@ def lay_out(tree: Path) -> list[str]:
     if PLAYGROUND.is_file():
         texts["playground/index.md"] = "# Playground\n"  # the built page takes this one's place
     else:
-        print("No playground was built: the site is built without the playground (make playground needs npm)", flush=True)
+        print("The site is built without the playground, which `make playground` makes (it needs npm)", flush=True)
         texts["index.md"] = texts["index.md"].replace("playground/index\n", "")
     texts = {place: SECTION.sub(section, text) for place, text in texts.items()}
     made = api()
