@@ -6,7 +6,7 @@
 #   make long                the tests that make test leaves out: every table under two processes and under kills,
 #                            every full-size plan (about half an hour on two cores)
 #   make browser             move the notebooks' controls in JupyterLab in a headless Chromium and see the pictures
-#                            change; screenshots go to build/browser (some minutes)
+#                            change; draw in the playground; screenshots go to build/browser (some minutes)
 #   make playground          the page that draws in the browser, into build/playground/site/playground: trains its small
 #                            students (some minutes of one core, once for the weights that ship) and exports all to
 #                            ONNX; needs Node's npm
@@ -33,6 +33,7 @@ python := $(VENV)/bin/python
 installed := $(VENV)/.fsalign-installed
 originals := $(VENV)/.originals-installed
 sphinx := $(VENV)/.sphinx-installed
+playground := build/playground/site/playground/data/constants.json
 tables := $(basename $(notdir $(wildcard reproduce/results/*_*.md)))
 notebooks := $(sort $(wildcard notebooks/*.ipynb))
 
@@ -53,15 +54,18 @@ long: $(installed)
 	OMP_NUM_THREADS=1 $(python) -m pytest tests -n 2 -m long $(ARGS)
 
 # The Chromium of the PATH (Debian: apt install chromium), or else one that playwright fetches.
-browser: playground
+browser: $(installed)
 	$(python) -m pip install --disable-pip-version-check --quiet -c constraints.txt playwright
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \
 	  || $(python) -m playwright install chromium \
 	  || { echo "install Chromium so that it is on the PATH (Debian: apt install chromium)" >&2; exit 1; }
+	@if command -v npm > /dev/null; then $(MAKE) playground; else echo "no npm: without the playground's tests"; fi
 	OMP_NUM_THREADS=1 $(python) -m pytest tests/test_browser.py tests/test_playground.py -m browser $(ARGS)
 
-# Built and not committed: some 40 MB that follow from the shipped weights, and would be stale with the next ones.
-playground: $(installed)
+# Built and not committed: some 50 MB that follow from the shipped weights, and would be stale with the next ones.
+playground: $(playground)
+
+$(playground): $(wildcard docs/playground/*) $(wildcard fsalign_lib/pocket/weights/*/*) | $(installed)
 	@command -v npm > /dev/null || { echo "no npm: install Node 18 or newer, which brings it" >&2; exit 1; }
 	$(python) -m pip install --disable-pip-version-check --quiet -c constraints.txt onnx onnxscript
 	@mkdir -p build/playground/npm && cp docs/playground/package*.json build/playground/npm

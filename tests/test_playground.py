@@ -225,7 +225,8 @@ DRAWN = (("pocket-turbo", 0), ("pocket-one-step", 0), ("pso-online", 4))
 @pytest.fixture(scope="module")
 def address():
     """The built page, served from this machine."""
-    assert (SITE / "playground/data/constants.json").exists(), "no page in build/playground: make playground first"
+    if not (SITE / "playground/data/constants.json").exists():
+        pytest.skip("no page in build/playground: make playground, with Node, makes it")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
