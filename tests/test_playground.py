@@ -272,6 +272,11 @@ def open_page(chromium, address):
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
 
+def wait_for_pictures(page):
+    said = r"/\d pictures? in /.test(document.getElementById('message').textContent)"
+    page.wait_for_function(f"{said} && !document.querySelector('#draw-form button').disabled", timeout=300_000)
+
+
 def aligned(export, name: str, snapshot: int):
     """The model that a choice of the page stands for, in torch."""
     training = {t.method: t for t in export.TRAININGS}.get(name)
@@ -323,7 +328,7 @@ def test_the_page_draws_when_it_is_asked(open_page, export):
     assert "'a unicorn' is not in the pocket world's grammar" in page.text_content("#message")
     page.fill("#prompt", "a green colored rabbit")
     page.press("#prompt", "Enter")
-    page.wait_for_function("document.getElementById('message').textContent.includes('pictures in')", timeout=300_000)
+    wait_for_pictures(page)
     cards = page.locator(".card")
     assert cards.count() == page.locator("#models input").count() == len(export.BASES) + len(export.TRAININGS)
 
@@ -339,12 +344,12 @@ def test_the_page_draws_when_it_is_asked(open_page, export):
     page.wait_for_function(
         "[...document.querySelectorAll('.card small')].some(s => s.textContent == 'before training')"
     )
-    page.wait_for_function("document.getElementById('message').textContent.includes('pictures in')", timeout=300_000)
+    wait_for_pictures(page)
     before = pixels()
     names = page.eval_on_selector_all(".card", "all => all.map(c => c.dataset.model)")
-    bases = {"pso-online": 0, "sdpo": 0, "ddpo": 0, "dipp": names.index("pocket-one-step")}
+    base_of = {training.method: training.model for training in export.TRAININGS}
     for i, name in enumerate(names):
-        base = bases.get(name, names.index("pocket-one-step") if name == "distar" else i)
+        base = names.index(base_of.get(name, name))
         assert (before[i] == before[base]).all(), "before training it is the base student"
         assert name.startswith("pocket-") or (after[i] != before[i]).any(), "training changed the picture"
 
@@ -371,7 +376,7 @@ def test_screenshots(open_page, width, scheme):
     """Nothing is wider than the page; the pictures are in build/browser, to be looked at."""
     page = open_page(width, scheme)
     page.press("#prompt", "Enter")
-    page.wait_for_function("document.getElementById('message').textContent.includes('pictures in')", timeout=300_000)
+    wait_for_pictures(page)
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"playground-{width}-{scheme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

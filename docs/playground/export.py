@@ -40,7 +40,7 @@ ROOT = HERE.parents[1]
 RUNS = ROOT / "build/playground/runs"
 SNAPSHOTS = 4  # of each run, evenly spaced
 VENDOR = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-BASES = {"pocket-turbo": ("base student, four steps", 4), "pocket-one-step": ("base student, one step", 1)}  # steps
+BASES = {"pocket-turbo": ("base, four steps", 4), "pocket-one-step": ("base, one step", 1)}  # steps
 # reward -> the graph that it shares, and its name on the page
 JUDGES = (
     ("pickscore", "clip", "PickScore"),
@@ -62,6 +62,7 @@ class Training:
     title: str
     model: str
     loop: str
+    unit: str  # that the loop counts its training in
     rounds: int
     settings: tuple[str, ...]
 
@@ -70,14 +71,14 @@ def _online(method: str, title: str, lr: str, rounds: int = 24) -> Training:
     """Describe 24 rounds of 16 pairs at four steps of the model's own sampler, with PickScore."""
     few = ("--steps", "4", "--kernel", "None", "--rounds", str(rounds), "--pairs", "16", "--minibatch", "16")
     settings = (*few, "--prompts", "train", "--reward", "pickscore", "--rank", "16", "--lr", lr)
-    return Training(method, title, "pocket-turbo", "train_online", rounds, settings)
+    return Training(method, title, "pocket-turbo", "train_online", "round", rounds, settings)
 
 
 def _distilled(method: str, title: str, updates: int = 32) -> Training:
     """Describe 32 updates of 8 samples, with the reward and guidance of the method's recipe."""
     few = ("--updates", str(updates), "--batch", "8", "--warmup", "20", "--ema", "0.9")
     settings = (*few, "--rank", "16", "--lr", "1e-3", "--assistant-lr", "1e-3")
-    return Training(method, title, "pocket-one-step", "train_distill", updates, settings)
+    return Training(method, title, "pocket-one-step", "train_distill", "update", updates, settings)
 
 
 # Learning rates are those of a LoRA in a few updates: larger than the recipes', so that a slider has something to show.
@@ -353,12 +354,16 @@ def write_pictures(out: Path, found: dict) -> None:
         run = train(training, bases[training.model].fingerprint)
         base = found["models"][training.model]
         snapshots = sorted((run / "snapshots").iterdir())
-        about = {"title": training.title, "base": training.model, "of": training.rounds, "snapshots": []}
+        about = {"title": training.title, "base": training.model, "unit": training.unit, "of": training.rounds}
+        about["snapshots"] = []
         for folder in snapshots:
             file = f"{training.method}-{folder.name}.bin"
             about["lora"] = write_lora(folder, layout, out / file)
             about["snapshots"].append({"file": file, "step": int(folder.name)})
         found["models"][training.method] = base | about
+    order = {base: i for i, base in enumerate(BASES)}  # a base student, then those that were aligned from it
+    models = found["models"].items()
+    found["models"] = dict(sorted(models, key=lambda item: order[item[1].get("base", item[0])]))
 
     both, judges = {"picture": picture, "ids": ids}, []
     for name, kind, title in JUDGES:

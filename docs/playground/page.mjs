@@ -18,10 +18,10 @@ function chosen() {
   return [...find("models").querySelectorAll("input:checked")].map((box) => box.value);
 }
 
-/** Say at which round of its training a student is, for the slider's position. */
-function round(model, snapshot) {
-  if (!model.base) return "not aligned";
-  return snapshot ? `after ${model.snapshots[snapshot - 1].step} of ${model.of} updates` : "before training";
+/** Say how far its training is at a position of the slider. */
+function stage({ base, snapshots, unit, of }, snapshot) {
+  if (!base) return "not aligned";
+  return snapshot ? `after ${unit} ${snapshots[snapshot - 1].step} of ${of}` : "before training";
 }
 
 function showSnapshot() {
@@ -105,7 +105,7 @@ async function drawAll() {
       const noise = normal(seed, (sampler.steps.length + 1) * size); // a longer draw begins with the shorter one
       const picture = await draw(name, base ? snapshot : 0, prompt, noise);
       paint(figure, picture, prompt);
-      figure.querySelector("small").textContent = round(models[name], snapshot);
+      figure.querySelector("small").textContent = stage(models[name], snapshot);
       figure.querySelector("table").replaceChildren();
       if (find("score").checked) {
         say(`Scoring: ${models[name].title}…`);
@@ -114,7 +114,8 @@ async function drawAll() {
         report(figure, found[name], found[base]);
       }
     }
-    say(`“${prompt}”, noise ${seed}: ${names.length} pictures in ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
+    const drawn = names.length === 1 ? "1 picture" : `${names.length} pictures`;
+    say(`“${prompt}”, noise ${seed}: ${drawn} in ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
   } catch (error) {
     say(error.message, true);
     throw error;
