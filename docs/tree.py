@@ -201,13 +201,15 @@ def section(match: re.Match[str]) -> str:
 
 
 def tables() -> str:
-    """List the pages of the tables, in the order of reproduce/README.md."""
+    """List the pages of reproduce/results: the tables in the order of reproduce/README.md, after what is no table."""
     readme = (ROOT / "reproduce/README.md").read_text(encoding="utf-8")
     named = list(dict.fromkeys(re.findall(r"^\| \[(.+?)\]\(results/(\w+)\.md\)", readme, re.MULTILINE)))
-    names = [name for _, name in named]
-    more = sorted(path.stem for path in (ROOT / "reproduce/results").glob("*.md") if path.stem not in names)
+    others = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "reproduce/results").glob("*.md"))}
+    more = [(text.partition("\n")[0].lstrip("# "), name) for name, text in others.items()]
+    named = [(title, name) for title, name in more if name not in dict(named).values()] + named
     lines = ["# The tables' pages", "", *(f"- [{title}]({name}.md)" for title, name in named)]
-    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *more, *names, "```", ""])
+    names = [name for _, name in named]
+    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *names, "```", ""])
 
 
 def modules() -> dict[str, str]:
@@ -253,7 +255,7 @@ def lay_out(tree: Path) -> list[str]:
         texts["playground/index.md"] = "# Playground\n"  # the built page takes this one's place
     else:
         print("The site is built without the playground, which `make playground` makes (it needs npm)", flush=True)
-        texts["index.md"] = texts["index.md"].replace("playground/index\n", "")
+        texts["index.md"] = re.sub(r"^.*playground/index.*\n", "", texts["index.md"], flags=re.MULTILINE)
     texts = {place: SECTION.sub(section, text) for place, text in texts.items()}
     made = api()
     pictures = {path.relative_to(ROOT).as_posix(): path for pattern in PICTURES for path in ROOT.glob(pattern)}

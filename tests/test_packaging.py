@@ -182,6 +182,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ("demo", ["reproduce/demo.py"]),
         ("unit", ["pytest tests", "not slow"]),
+        ("docs", ["furo", "-m sphinx -q -W", "build/site", "pytest tests/test_site.py -m site"]),
         (
             "test",
             ["ruff format --check", "ruff check", "pytest tests notebooks", "--nbval-sanitize-with=tests/nbval.cfg"],
