@@ -35,6 +35,7 @@ napoleon_use_rtype = False
 napoleon_preprocess_types = False
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "fsalign"
 html_static_path = [str(HERE / "_static")]
 html_extra_path = [str(PLAYGROUND.parents[1])] if PLAYGROUND.is_file() else []
