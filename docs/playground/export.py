@@ -355,6 +355,7 @@ def write_pictures(out: Path, found: dict) -> None:
         base = found["models"][training.model]
         snapshots = sorted((run / "snapshots").iterdir())
         about = {"title": training.title, "base": training.model, "unit": training.unit, "of": training.rounds}
+        about["reward"] = json.loads((run / "config.json").read_text())["reward"]
         about["snapshots"] = []
         for folder in snapshots:
             file = f"{training.method}-{folder.name}.bin"

@@ -58,12 +58,13 @@ function paint(figure, picture, prompt) {
 }
 
 /** Fill the table of a card: each judge's score, and the change from the base student's picture. */
-function report(figure, found, base) {
+function report(figure, found, base, reward) {
   const rows = judges.map(({ name, title, digits }) => {
     const score = found.scores[name], change = base ? score - base.scores[name] : 0;
     const text = Math.abs(change).toFixed(digits), moved = Number(text) > 0;
     const by = moved ? `<td class="${change > 0 ? "better" : "worse"}">${change > 0 ? "+" : "−"}${text}</td>` : "<td></td>";
-    return `<tr><th scope="row">${title}</th><td>${score.toFixed(digits)}</td>${by}</tr>`;
+    const head = name === reward ? `<strong>${title}</strong>` : title; // in bold what it was trained with
+    return `<tr><th scope="row">${head}</th><td>${score.toFixed(digits)}</td>${by}</tr>`;
   });
   const sure = Math.round(100 * found.probability);
   rows.push(`<tr><th scope="row">sees</th><td colspan="2">${found.animal}, ${sure}%</td></tr>`);
@@ -111,7 +112,7 @@ async function drawAll() {
         say(`Scoring: ${models[name].title}…`);
         await pause();
         found[name] = await judge(picture, prompt);
-        report(figure, found[name], found[base]);
+        report(figure, found[name], found[base], models[name].reward);
       }
     }
     const drawn = names.length === 1 ? "1 picture" : `${names.length} pictures`;
