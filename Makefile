@@ -75,7 +75,7 @@ $(playground): $(wildcard docs/playground/*) $(wildcard fsalign_lib/pocket/weigh
 
 # The tree that Sphinx reads is laid out in build/docs by docs/tree.py.
 docs: $(sphinx)
-	@if command -v npm > /dev/null; then $(MAKE) playground; else echo "no npm: the site gets no playground"; fi
+	@if command -v npm > /dev/null; then $(MAKE) playground; else echo "no npm: no playground is built for the site"; fi
 	@mkdir -p build/docs
 	$(python) -m sphinx -q -W --keep-going -d build/doctrees -c docs build/docs build/site
 	$(python) -m pytest tests/test_site.py -m site $(ARGS)
