@@ -257,7 +257,7 @@ def open_page(chromium, address):
     def open_one(width=1280, scheme="light"):
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda text: wrong.append(text.text) if text.type in ("error", "warning") else None)
+        page.on("console", lambda text: wrong.append(text.text) if text.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(f"{address}/playground/")
         page.wait_for_function("document.getElementById('plane').dataset.points")
