@@ -21,7 +21,14 @@ def cuda(monkeypatch):
     return torch.device("cuda")
 
 
-@pytest.mark.parametrize("x", [torch.arange(3).expand(4, 3), torch.tensor(7).expand(5), torch.rand(3, 4).T], ids=str)
+@pytest.mark.parametrize(
+    "x",
+    [
+        pytest.param(torch.arange(3).expand(4, 3), id="expanded"),
+        pytest.param(torch.tensor(7).expand(5), id="a number for all"),
+        pytest.param(torch.arange(12).view(3, 4).T, id="transposed"),
+    ],
+)
 def test_expanded_and_transposed_tensors_are_sent(cuda, x):
     torch.testing.assert_close(send(x, cuda), x)
 
