@@ -20,7 +20,7 @@ from reproduce.common.cli import command_line
 from reproduce.common.files import plain
 from reproduce.harness.command import at_scale
 from reproduce.harness.declare import Table
-from reproduce.planner.gpus import Machine, named
+from reproduce.planner.gpus import MEASURED, Machine, named
 
 # isort: split
 from reproduce import dipp_table1, distar_pareto, distar_table1, distar_table2, distar_table3  # isort: skip
@@ -113,7 +113,7 @@ def ledger(planner: "Planner", tables: "dict[str, dict[str, Planned]]") -> None:
     """Print GPU hours by table and by what they are spent on, each as soon as it is known."""
     machine, papers, done = planner.machine, dict.fromkeys(BEFORE, 0.0), set()
     sums = dict.fromkeys((*PARTS, "all"), 0.0)
-    share = f"{machine.utilisation:g} of its peak (measured: 0.04 to 0.12)"
+    share = f"{machine.utilisation:g} of its peak ({MEASURED})"
     how = f"{machine.count} of them, FSDP for all weights"
     print(f"GPU hours, {machine.gpu} at {share}, all training seeds; {how}")
     print(f"{'table':<18}{'trainings':>10}" + "".join(f"{part:>15}" for part in sums) + "  too large")

@@ -1,6 +1,7 @@
 """What holds for every test: nothing is fetched from a hub, and no window opens."""
 
 import os
+import shutil
 from unittest import mock
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported: it has to stand here
@@ -29,6 +30,17 @@ def leave_nothing():
         lock, file = files.CLAIMS.popitem()
         lock.unlink(missing_ok=True)
         file.close()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Chromium for the tests that are marked `browser`: the one on the PATH, else the one that playwright brought."""
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    options = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as tool, tool.chromium.launch(executable_path=path, args=options) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

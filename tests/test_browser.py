@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -73,18 +72,6 @@ def lab(tmp_path_factory):
         server.terminate()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium: the one on the PATH, else the one that playwright brought."""
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    options = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as tool:
-        with tool.chromium.launch(executable_path=path, args=options) as chromium:
-            yield chromium
-
-
 def pixels(picture) -> np.ndarray:
     with Image.open(io.BytesIO(base64.b64decode(picture.get_attribute("src").split(",")[1]))) as png:
         return np.asarray(png.convert("RGB"))
@@ -104,8 +91,8 @@ def moved(cell, act) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_control_moves_the_picture(lab, browser, name):
-    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+def test_a_control_moves_the_picture(lab, chromium, name):
+    page = chromium.new_page(viewport={"width": 1300, "height": 1000})
     page.goto(f"{lab}/tree/{name}.ipynb?reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)

@@ -239,16 +239,6 @@ def address():
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    options = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as tool, tool.chromium.launch(executable_path=path, args=options) as browser:
-        yield browser
-
-
 @pytest.fixture
 def open_page(chromium, address):
     """Open the page at a width, in a colour scheme. At the end: no other machine was asked, and nothing went wrong."""

@@ -3,7 +3,8 @@
 python docs/playground/export.py --npm build/playground/npm --out build/playground/site/playground
 
 1. Train the aligned students at small scale by the project's own loops (about eight minutes of one core together). A
-   finished run is kept under build/playground/runs, by the weights that it started from, and is not repeated.
+   finished run is kept under build/playground/runs, by the weights that it started from and its settings, and is not
+   repeated; nor are the 2-D students.
 2. Write each network as an ONNX graph in float32 whose weights lie beside it in half precision, as they ship. The two
    base students share one graph. A snapshot of a training run is a LoRA of 0.1 to 0.4 MB, merged in the browser.
 3. Train the 2-D students for each beta of a grid.
@@ -34,6 +35,7 @@ from fsalign_lib.pocket.weights import WEIGHTS
 from fsalign_lib.rewards import load_reward
 from fsalign_lib.schedules import NoiseSchedule
 from fsalign_lib.toy import CLASS_NAMES, load_student, online_pso, toy_mixture, toy_reward
+from reproduce.common.files import digest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -92,12 +94,12 @@ TRAININGS = (
 
 
 def train(training: Training, fingerprint: str) -> Path:
-    """Train one student, unless a finished run from the same weights is there; return the folder of the run.
+    """Train one student, unless a finished run of its settings from these weights is there; return the run's folder.
 
     Raises:
         subprocess.CalledProcessError: the training failed; it has said why.
     """
-    out = RUNS / f"{training.method}-{fingerprint[:8]}"
+    out = RUNS / f"{training.method}-{digest([fingerprint, training.settings])}"
     if (out / "result.json").exists():
         return out
     command = [sys.executable, str(ROOT / f"reproduce/{training.loop}.py"), "--method", training.method]
@@ -303,20 +305,31 @@ def flat(student) -> Tensor:
 
 
 def write_toy_students(out: Path) -> None:
-    """Train the 2-D student by online PSO at each beta, as notebook 05 does, and write its weights."""
+    """Train the 2-D student by online PSO at each beta, as notebook 05 does, and write its weights.
+
+    Trained ones are kept, by the weights that they started from and their settings.
+    """
     kernel = build_kernel("renoise", NoiseSchedule.scaled_linear(), TOY_TRAINED_AT)
-    (out / "toy-base.bin").write_bytes(flat(load_student()).half().numpy().tobytes())
+    base = flat(load_student())
+    (out / "toy-base.bin").write_bytes(base.half().numpy().tobytes())
+    settings = {"rounds": 150, "pairs": 128, "learning_rate": 5e-4, "hold_last_step": True}
+    about = digest([base.tolist(), TOY_TRAINED_AT, TOY_BETAS, settings])
     for labels in ("bradley-terry", "hard"):
-        trained = []
-        for beta in TOY_BETAS:
-            student, generator = load_student(), torch.Generator().manual_seed(0)
-            settings = {"rounds": 150, "pairs": 128, "learning_rate": 5e-4}
-            for _ in online_pso(
-                student, kernel, toy_reward(), beta, generator=generator, labels=labels, hold_last_step=True, **settings
-            ):
-                pass
-            trained.append(flat(student))
-        (out / f"toy-{labels}.bin").write_bytes(torch.cat(trained).half().numpy().tobytes())
+        kept = RUNS / f"toy-{labels}-{about}.bin"
+        if not kept.exists():
+            trained = []
+            for beta in TOY_BETAS:
+                student, generator = load_student(), torch.Generator().manual_seed(0)
+                for _ in online_pso(
+                    student, kernel, toy_reward(), beta, generator=generator, labels=labels, **settings
+                ):
+                    pass
+                trained.append(flat(student))
+            RUNS.mkdir(parents=True, exist_ok=True)
+            part = kept.with_suffix(".part")  # a stopped call leaves no half of a file
+            part.write_bytes(torch.cat(trained).half().numpy().tobytes())
+            part.rename(kept)
+        shutil.copy(kept, out / f"toy-{labels}.bin")
 
 
 # ---- all of it ----

@@ -33,6 +33,9 @@ GPUS = {
 USABLE = 0.92
 
 
+MEASURED = "measured: 0.04 to 0.12"  # shares of an H100's peak, by reproduce/benchmarks/results/full_size.jsonl
+
+
 @dataclass(kw_only=True)
 class Machine:
     """Name the GPUs that rows run on."""

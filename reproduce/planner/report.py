@@ -19,7 +19,7 @@ from reproduce.data.encoded_prompts import SPARE
 from reproduce.data.prompt_sets import SETS, read_prompts
 from reproduce.planner.counting import size
 from reproduce.planner.footprint import Footprint, Networks, tensors, text_flops, weights
-from reproduce.planner.gpus import USABLE, Machine, named
+from reproduce.planner.gpus import MEASURED, USABLE, Machine, named
 from reproduce.planner.sampling import OF_REWARD, Pictures, Sampling, Taken
 from reproduce.training.config import TrainConfig
 
@@ -272,7 +272,7 @@ def text(machine: Machine, title: str, rows: Mapping[str, dict[str, Any]]) -> st
         title,
         f"on {machine.count} x {machine.gpu}{', FSDP' * machine.fsdp}: {gpu.memory} GB, of which {USABLE:.0%} may be "
         f"used; {gpu.half:g} TFLOP/s in half precision ({gpu.source}), half of it in TF32, of which "
-        f"{machine.utilisation:g} are reached (measured: 0.04 to 0.12)",
+        f"{machine.utilisation:g} are reached ({MEASURED})",
         *(line for name, row in rows.items() for line in row_text(name, row)),
         "",
     ]
